@@ -1,0 +1,141 @@
+"""Policies π(a | s): the guide's factors, which is all that inference ever fits.
+
+A policy is a module called with states (and the step, if it depends on it) that returns a Pyro
+distribution over actions.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from inference_rl import runs
+from inference_rl.distributions import categorical
+
+
+class Policy(nn.Module, abc.ABC):
+    """π(a | s, t). Subclasses are final; each names its `kind`."""
+
+    kind: ClassVar[str]
+
+    __call__: Callable[..., TorchDistribution]
+
+    @abc.abstractmethod
+    def forward(self, state: Tensor, t: int | None = None) -> TorchDistribution:
+        """The distribution over actions in `state` (of any batch shape) at step `t`.
+
+        :param t: needed by policies of finite-horizon problems only; others ignore it.
+        """
+
+    @abc.abstractmethod
+    def mode(self, state: Tensor, t: int | None = None) -> Tensor:
+        """The most likely action; of several the first."""
+
+    def act(self, state: Any, t: int | None = None, *, deterministic: bool = False) -> Tensor:
+        """An action in `state`: drawn from π, or its most likely one."""
+        state = torch.as_tensor(state)
+        with torch.no_grad():
+            action: Tensor = self.mode(state, t) if deterministic else self(state, t).sample()
+        return action
+
+
+class TabularPolicy(Policy):
+    """A table of probabilities: `probs` of shape (S, A), or (T, S, A) with one for each step.
+
+    :raises ValueError: (when called) a policy that depends on the step is called without one.
+    """
+
+    kind = "tabular"
+    table: Tensor
+
+    def __init__(self, probs: Tensor) -> None:
+        super().__init__()
+        # The buffer is detached; `probs` keeps the graph for those who differentiate through it.
+        self.register_buffer("table", probs.detach())
+        self._probs = probs
+
+    @property
+    def probs(self) -> Tensor:
+        """π as a table, (S, A) or (T, S, A); differentiable where the inference was."""
+        return self._probs
+
+    def _at(self, t: int | None) -> Tensor:
+        if self._probs.dim() == 2:
+            return self._probs
+        if t is None:
+            raise ValueError(
+                f"this policy depends on the step: call policy(state, t) with t in "
+                f"0..{len(self._probs) - 1}"
+            )
+        if not 0 <= t < len(self._probs):
+            raise ValueError(f"step {t} lies outside the horizon 0..{len(self._probs) - 1}")
+        return self._probs[t]
+
+    def forward(self, state: Tensor, t: int | None = None) -> TorchDistribution:
+        return categorical(self._at(t)[state])
+
+    def mode(self, state: Tensor, t: int | None = None) -> Tensor:
+        return self._at(t)[state].argmax(-1)
+
+
+class LinearGaussianPolicy(Policy):
+    """N(gain · s + offset, covariance); with a leading dimension T where it depends on the step.
+
+    :param gain: (d_action, d_state), offset: (d_action,), covariance: (d_action, d_action). A zero
+        covariance is the deterministic controller.
+    """
+
+    kind = "linear-gaussian"
+    gain: Tensor
+    offset: Tensor
+    covariance: Tensor
+
+    def __init__(self, gain: Tensor, offset: Tensor, covariance: Tensor) -> None:
+        super().__init__()
+        for name, value in (("gain", gain), ("offset", offset), ("covariance", covariance)):
+            self.register_buffer(f"{name}_table", value.detach())
+            setattr(self, name, value)
+
+    def _at(self, value: Tensor, t: int | None) -> Tensor:
+        if self.gain.dim() == 2:
+            return value
+        if t is None:
+            raise ValueError(
+                f"this policy depends on the step: call policy(state, t) with t in "
+                f"0..{len(self.gain) - 1}"
+            )
+        return value[t]
+
+    def forward(self, state: Tensor, t: int | None = None) -> TorchDistribution:
+        covariance = self._at(self.covariance, t)
+        if not covariance.any():
+            return dist.Delta(self.mode(state, t), event_dim=1)
+        return dist.MultivariateNormal(self.mode(state, t), covariance_matrix=covariance)
+
+    def mode(self, state: Tensor, t: int | None = None) -> Tensor:
+        gain, offset = self._at(self.gain, t), self._at(self.offset, t)
+        return state.to(gain.dtype) @ gain.mT + offset
+
+
+def load_policy(directory: str | Path) -> Policy:
+    """The policy of a saved run. Runs no code from the directory.
+
+    :raises FileNotFoundError: no run there. :raises ValueError: the run is damaged, or its policy
+        of a kind that this version does not know.
+    """
+    kind = runs.read_manifest(directory).get("policy")
+    if kind not in (TabularPolicy.kind, LinearGaussianPolicy.kind):
+        raise ValueError(f"{directory}: a policy of kind {kind!r}, which this version cannot load")
+    tensors = runs.read_tensors(directory, "policy")
+    if kind == TabularPolicy.kind:
+        return TabularPolicy(tensors["table"])
+    return LinearGaussianPolicy(
+        tensors["gain_table"], tensors["offset_table"], tensors["covariance_table"]
+    )

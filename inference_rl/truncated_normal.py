@@ -1,0 +1,164 @@
+"""`TruncatedNormal`: a Gaussian that knows the edges of the action box.
+
+Density, draws and their gradients stay accurate where the textbook formulas cancel: boxes far out
+in a tail, needles inside the box, and boxes so narrow that the density on them is flat.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
+_GAUSS_LEGENDRE = (_NODES + 1) / 2, _WEIGHTS / 2
+"""Nodes and weights on [0, 1]."""
+
+
+class TruncatedNormal(TorchDistribution):
+    """A normal distribution restricted to [low, high] and renormalised there.
+
+    :param loc, scale: location and width of the untruncated normal, broadcast together.
+    :param low, high: the edges; the density is finite on the closed interval.
+    """
+
+    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012
+    has_rsample = True
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        low: float = -1.0,
+        high: float = 1.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
+        self.low, self.high = low, high
+        super().__init__(self.loc.shape, torch.Size(), validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def support(self) -> Any:
+        return constraints.interval(self.low, self.high)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> TruncatedNormal:
+        new = self._get_checked_instance(TruncatedNormal, _instance)
+        new.loc, new.scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
+        new.low, new.high = self.low, self.high
+        super(TruncatedNormal, new).__init__(torch.Size(batch_shape), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def _frame(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The box in units of `scale`, mirrored so that the edge nearer to `loc` is the upper one.
+
+        :returns: the upper edge (relative to `loc`), the width, the sign of the mirroring, and that
+            edge in the units of the box.
+        """
+        right, dtype = self.loc >= (self.low + self.high) / 2, self.loc.dtype
+        sign = torch.where(right, 1.0, -1.0).to(dtype)
+        edge = torch.where(right, self.high, self.low).to(dtype)
+        upper = sign * (edge - self.loc) / self.scale
+        return upper, (self.high - self.low) / self.scale, sign, edge
+
+    def _log_mass(self, upper: Tensor, width: Tensor) -> Tensor:
+        """log of the mass over the density at the box's highest point, which is never far off."""
+        reference = upper.clamp(max=0.0)
+        # A narrow box by quadrature; the rest of a tail by Mills' ratio; the body by erf.
+        nodes, weights = (torch.as_tensor(x, dtype=upper.dtype) for x in _GAUSS_LEGENDRE)
+        at = upper.unsqueeze(-1) - width.clamp(max=1.0).unsqueeze(-1) * nodes
+        reference_ = reference.unsqueeze(-1)
+        heights = torch.exp(-0.5 * (at - reference_) * (at + reference_))
+        narrow = width * (weights * heights).sum(-1)
+        tail = upper.clamp(max=-1.0)
+        far = torch.exp(width * (tail - width / 2)) * _mills(tail - width)
+        body = upper.clamp(min=-1.0)
+        mass = torch.erf(body * math.sqrt(0.5)) - torch.erf((body - width) * math.sqrt(0.5))
+        low = body.clamp(max=0.0)
+        mass = mass * math.sqrt(math.pi / 2) * torch.exp(low.square() / 2)
+        wide = torch.where(upper < -1, _mills(tail) - far, mass)
+        return torch.where((width < 1) & (upper * width > -4), narrow, wide).log()
+
+    def log_normaliser(self) -> Tensor:
+        """log of the untruncated mass inside the box; accurate when the box lies in a far tail."""
+        upper, width, _, _ = self._frame()
+        height = -0.5 * upper.clamp(max=0.0).square() - 0.5 * math.log(2 * math.pi)
+        log_mass: Tensor = height + self._log_mass(upper, width)
+        return log_mass
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        upper, width, sign, edge = self._frame()
+        # Squares of huge numbers would cancel: below the highest point, not below the mode.
+        inside = torch.where(upper < 0, edge, self.loc)
+        below = sign * (value - inside) / self.scale
+        drop = -0.5 * below * (below + 2 * upper.clamp(max=0.0))
+        density: Tensor = drop - self.scale.log() - self._log_mass(upper, width)
+        return density
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape
+        with torch.no_grad():
+            upper, width, sign, edge = self._frame()
+            share = torch.rand(shape, dtype=self.loc.dtype)
+            share = torch.where(sign > 0, share, 1 - share).clamp(min=_eps(self.loc) / 4)
+            depth = _depth(share, upper, width).clamp(min=0.0)
+            depth = torch.minimum(depth, width)
+            value = (edge - sign * self.scale * depth).clamp(self.low, self.high)
+            # Implicit differentiation of share = (Φ(s) - Φ(lower)) / (Φ(upper) - Φ(lower)).
+            standard, lower = upper - depth, upper - width
+            near = share * torch.exp(-0.5 * depth * (upper + standard))
+            far = (1 - share) * torch.exp(0.5 * (width - depth) * (lower + standard))
+            by_loc, by_scale = 1 - near - far, sign * (standard - near * upper - far * lower)
+        draw: Tensor = (
+            value
+            + by_loc * (self.loc - self.loc.detach())
+            + by_scale * (self.scale - self.scale.detach())
+        )
+        return draw
+
+    def mass_inside(self) -> Tensor:
+        """The share of the untruncated normal that lies inside the box."""
+        return self.log_normaliser().exp()
+
+
+def _eps(like: Tensor) -> float:
+    return torch.finfo(like.dtype).eps
+
+
+def _mills(x: Tensor) -> Tensor:
+    """Φ(x) / φ(x) for x ≤ -1, with a derivative that does not cancel far out."""
+    inverse = 1 / x.square()
+    series = (1 - inverse * (1 - inverse * (3 - 15 * inverse))) / -x
+    near = x.clamp(min=-200.0)
+    direct = math.sqrt(math.pi / 2) * torch.special.erfcx(-near * math.sqrt(0.5))
+    return torch.where(x < -200, series, direct)
+
+
+def _depth(share: Tensor, upper: Tensor, width: Tensor) -> Tensor:
+    """How far below `upper` a standard normal on [upper - width, upper] has `share` of its mass."""
+    # In the body, the quantile function.
+    inside = upper.clamp(min=-1.0)
+    above, below = (torch.erfc(-x * math.sqrt(0.5)) / 2 for x in (inside, inside - width))
+    depth = inside - torch.special.ndtri(below + share * (above - below))
+    # In the tail, Newton's method on the concave log Φ(upper - depth) / Φ(upper).
+    tail = upper.clamp(max=-1.0)
+    whole = torch.exp(width * (tail - width / 2)) * _mills(tail - width) / _mills(tail)
+    target = torch.log(share + (1 - share) * whole)
+    newton = -2 * target / (torch.sqrt(tail.square() - 2 * target) - tail)
+    for _ in range(4):
+        ratio = _mills(tail - newton)
+        missing = newton * (tail - newton / 2) + torch.log(ratio / _mills(tail)) - target
+        newton = newton + missing * ratio
+    depth = torch.where(upper < -1, newton, depth)
+    # On a narrow box the density is an exponential, up to exp(width² / 8).
+    slope = (upper - width / 2).clamp(max=-_eps(upper))
+    tilted = torch.log1p((1 - share) * torch.expm1(slope * width)) / slope
+    flat = torch.where(slope * width > -_eps(upper), (1 - share) * width, tilted)
+    return torch.where(width < 1e-3, flat, depth)
