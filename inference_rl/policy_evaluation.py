@@ -1,0 +1,192 @@
+"""Solve (I - J) x = b, where J is discount times a policy's transition matrix.
+
+Which method is best depends on the graph, and the graph is not known beforehand, so the methods are
+tried from the cheapest to the surest, and one that is too slow is not tried again:
+
+1. few states: dense LU.
+2. policies mix fast: sum the series b + J b + J² b + ... until what is left is a constant.
+3. every state sees only its neighbours along a line or a ring: reverse Cuthill-McKee, banded LU.
+   A discount near one costs nothing here.
+4. sheets, and up to a thousand states of any shape: sparse LU (SuperLU).
+5. otherwise: BiCGStab (van der Vorst 1992).
+
+In a large sheet with an end, plain sweeps go first: often they find the way out before any solve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.linalg import lapack
+from scipy.sparse import csc_array, csr_array, csr_matrix, eye_array
+from scipy.sparse.csgraph import reverse_cuthill_mckee
+from scipy.sparse.linalg import LinearOperator, bicgstab, splu
+
+from inference_rl.bellman_operators import StateBlocks
+
+_DENSE_STATES = 300
+_SERIES_TERMS = 60
+_SLOW = 0.85
+_SMALL_STATES = 4096
+_SPARSE_STATES = 1024
+_SHEET_STATES = 200_000
+_KRYLOV_ITERATIONS = 400
+_RECENTRINGS = 3
+_BAND_BYTES = 1.2e9
+_BAND_WIDTH = 300
+_SWEEPS_PER_LAYER = 4
+
+
+class PolicyEvaluation:
+    """Solver of (I - J) x = b for a family of matrices J on the same graph.
+
+    :param graph: every transition of the model under any action, (S, S) CSR; values are not used.
+    :param closed: no state ends the episode, so that J 1 = discount · 1.
+    """
+
+    def __init__(self, graph: csr_array, *, discount: float, closed: bool) -> None:
+        self._graph, self._discount, self._closed = graph, discount, closed
+        self._method = self._dense if graph.shape[0] <= _DENSE_STATES else self._series
+        self._sweeps_left = self._sweeps = 0
+        self.products = 0
+        """Products with J so far."""
+
+    @property
+    def direct(self) -> bool:
+        """Whether solutions are exact up to rounding."""
+        return self._method in (self._dense, self._banded, self._sparse)
+
+    @property
+    def sweeping(self) -> bool:
+        """Whether Newton steps are plain backups for now."""
+        return self._sweeps_left > 0
+
+    def __call__(
+        self, linearise: Callable[[], csr_array], right: np.ndarray, *, accuracy: float
+    ) -> np.ndarray:
+        """A Newton step: `solve`, or b itself while sweeping, when J is not even formed."""
+        if self._sweeps_left > 0:
+            self._sweeps_left -= 1
+            return right
+        return self.solve(linearise(), right, accuracy=accuracy)
+
+    def solve(self, matrix: csr_array, right: np.ndarray, *, accuracy: float) -> np.ndarray:
+        """x of shape (S,) whose residual is about `accuracy` times that of x = 0; best effort."""
+        size = float(np.abs(right).max(initial=0.0))
+        if size == 0 or not np.isfinite(size):
+            return np.zeros_like(right)
+        # Huge and tiny rewards: the squares in inner products would overflow or vanish.
+        return self._method(matrix, right / size, accuracy) * size
+
+    def retreat(self) -> None:
+        """Newton steps do not help from here: sweep for a while, longer each time."""
+        self._sweeps_left = self._sweeps = max(8, 2 * self._sweeps)
+
+    def _dense(self, matrix: csr_array, right: np.ndarray, accuracy: float) -> np.ndarray:
+        system = np.eye(right.size) - matrix.toarray()
+        *_, solution, failed = lapack.dgesv(system, right)
+        return np.zeros_like(right) if failed else solution
+
+    def _series(self, matrix: csr_array, right: np.ndarray, accuracy: float) -> np.ndarray:
+        rows = StateBlocks(matrix, 1)
+        solution, term = right.copy(), right
+        recent = spread = first = self._spread(right)
+        for count in range(1, _SERIES_TERMS + 1):
+            term = rows.multiply(term)
+            self.products += 1
+            spread = self._spread(term)
+            if spread <= accuracy * first:
+                break
+            solution += term
+            if count % 4 == 0:
+                # Noise dies out at once everywhere: only what comes after it tells the rate.
+                if count > 4 and spread > _SLOW**4 * recent and self._method == self._series:
+                    self._choose_slow()
+                    return self._method(matrix, right, accuracy)
+                recent = spread
+        if self._closed and self._discount < 1:
+            # The rest of the series, were its terms constant from here on.
+            middle = (term.max() + term.min()) / 2
+            solution += middle / (1 - self._discount)
+        return solution
+
+    def _spread(self, vector: np.ndarray) -> float:
+        if self._closed:
+            return float(vector.max() - vector.min()) / 2
+        return float(np.abs(vector).max())
+
+    def _krylov(self, matrix: csr_array, right: np.ndarray, accuracy: float) -> np.ndarray:
+        rows = StateBlocks(matrix, 1)
+
+        def apply(vector: np.ndarray) -> np.ndarray:
+            self.products += 1
+            return vector - rows.multiply(vector)
+
+        system = LinearOperator(matrix.shape, matvec=apply, dtype=np.float64)
+        solution, _ = bicgstab(system, right, rtol=accuracy, atol=0.0, maxiter=_KRYLOV_ITERATIONS)
+        left = right - apply(solution)
+        if np.isfinite(left).all() and self._spread(left) < self._spread(right):
+            return solution
+        return self._series(matrix, right, accuracy)
+
+    def _choose_slow(self) -> None:
+        order = reverse_cuthill_mckee(csr_matrix(self._graph), symmetric_mode=True)
+        place = np.argsort(order).astype(np.int32)
+        starts, columns = self._graph.indptr, self._graph.indices
+        if (np.diff(starts) > 0).all():
+            # A state belongs midway between the ends of its reach: a band a quarter narrower.
+            for _ in range(_RECENTRINGS):
+                reach = place[columns]
+                middle = np.minimum.reduceat(reach, starts[:-1])
+                middle += np.maximum.reduceat(reach, starts[:-1])
+                order = np.argsort(middle, kind="stable")
+                place[order] = np.arange(order.size, dtype=np.int32)
+        offset = np.repeat(place, np.diff(starts))
+        offset -= place[columns]
+        below, above = int(offset.max(initial=0)), int(-offset.min(initial=0))
+        height = 2 * below + above + 1
+        layer = max(min(below, above), 1)
+        if below + above <= _BAND_WIDTH and 8 * height * order.size <= _BAND_BYTES:
+            self._order, self._place, self._band = order, place, (below, above)
+            self._method = self._banded
+            return
+        if order.size <= _SPARSE_STATES or (
+            # As a sheet has, whose factors stay sparse.
+            layer**2 <= 4 * order.size and order.size <= _SHEET_STATES
+        ):
+            self._method = self._sparse
+        else:
+            self._method = self._krylov
+        if order.size > _SMALL_STATES and not self._closed:
+            # What ends the episode is felt one step further away per sweep, and often that is all
+            # there is to it: a shortest path is found without solving for any other.
+            self._sweeps_left = self._sweeps = _SWEEPS_PER_LAYER * (order.size // layer)
+
+    def _sparse(self, matrix: csr_array, right: np.ndarray, accuracy: float) -> np.ndarray:
+        system = csc_array(eye_array(right.size) - matrix)
+        try:
+            # Rows of I - J are diagonally dominant: pivoting would only spoil the ordering.
+            return splu(system, diag_pivot_thresh=0.0).solve(right)
+        except RuntimeError:  # exactly singular
+            return np.zeros_like(right)
+
+    def _banded(self, matrix: csr_array, right: np.ndarray, accuracy: float) -> np.ndarray:
+        # LAPACK's band storage, one column of the matrix after another, with room for pivoting.
+        below, above = self._band
+        height = 2 * below + above + 1
+        position = self._place[matrix.indices].astype(np.int64)
+        position *= height - 1
+        position += np.repeat(self._place, np.diff(matrix.indptr))
+        position += below + above
+        band = np.bincount(position, weights=-matrix.data, minlength=height * right.size)
+        band[below + above :: height] += 1
+        *_, solution, failed = lapack.dgbsv(
+            below,
+            above,
+            band.reshape(right.size, height).T,
+            right[self._order],
+            overwrite_ab=True,
+            overwrite_b=True,
+        )
+        return np.zeros_like(right) if failed else solution[self._place]
