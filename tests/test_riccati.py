@@ -1,0 +1,488 @@
+"""The exact solution of linear-Gaussian models, against `linear_gaussian_oracles`, SciPy's Riccati
+solver and finite differences.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Discrete
+from linear_gaussian_oracles import (
+    PRIOR,
+    SINGULAR,
+    close,
+    finite_model,
+    joint_gaussian,
+    objective_of,
+    random_model,
+    rolled_out,
+    stationary_scalar,
+    value_by_quadrature,
+)
+from scipy.linalg import solve_discrete_are
+from torch import Tensor
+
+from inference_rl import linear_gaussian_backup, linear_gaussian_evidence, riccati
+from inference_rl.environment import EnvironmentModel
+from inference_rl.linear_gaussian import LinearGaussianModel
+from inference_rl.linear_gaussian_backup import (
+    back_up,
+    expected_message,
+    given_evidence,
+    log_det_one_plus,
+)
+from inference_rl.riccati import LinearGaussianSolution, solve_linear_gaussian
+
+# --- control, without a horizon -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("temperature", [0.0, 1e-6, 0.5, 1e9])
+@pytest.mark.parametrize("discount", [0.0, 0.9, 0.9999])
+def test_stationary_matches_scipy(seed: int, temperature: float, discount: float) -> None:
+    model = random_model(seed, discount=discount)
+    solution = solve_linear_gaussian(model, temperature)
+    root = math.sqrt(discount)
+    A, B, Q, R, N = (
+        x.numpy() for x in (model.A, model.B, model.state_cost, model.action_cost, model.cross_cost)
+    )
+    P = (
+        solve_discrete_are(root * A, root * B, Q, R, s=N)
+        if discount
+        else Q - N @ np.linalg.solve(R, N.T)
+    )
+    curvature = R + discount * B.T @ P @ B
+    close(-solution.v.quadratic, P)
+    close(solution.policy.gain, -np.linalg.solve(curvature, N.T + discount * B.T @ P @ A))
+    close(solution.policy.covariance, temperature / 2 * np.linalg.inv(curvature))
+    assert solution.residual <= 1e-12 * solution.v(model.initial_mean).abs() + 1e-12
+    check_relations(model, solution)
+
+
+def check_relations(model: LinearGaussianModel, solution: LinearGaussianSolution) -> None:
+    """Identities 2 and 3: what the numbers of one solution say of each other."""
+    v = solution.v if solution.v.quadratic.dim() == 2 else solution.v.at(0)
+    expected = v(model.initial_mean) + (v.quadratic * model.initial_covariance).sum()
+    scale = max(1.0, abs(expected.item()))
+    close(solution.objective / scale, expected / scale, 1e-9)
+    if model.prior_covariance is None:
+        close(solution.objective_entropy_form / scale, expected / scale, 1e-9)
+    if solution.temperature > 0:
+        soft = solution.expected_return + solution.temperature * solution.entropy
+        close(solution.objective_entropy_form / scale, soft / scale)
+    else:
+        assert solution.entropy == -torch.inf
+        assert solution.objective == solution.expected_return
+
+
+@pytest.mark.parametrize("prior", [{}, {"prior_mean": [0.4], "prior_covariance": [[0.5]]}])
+def test_stationary_message_solves_the_soft_bellman_equation(prior: dict[str, Any]) -> None:
+    model = random_model(5, n=1, m=1, **prior)
+    check_bellman(model, solve_linear_gaussian(model, 0.7))
+
+
+def check_bellman(model: LinearGaussianModel, solution: LinearGaussianSolution) -> None:
+    temperature = solution.temperature.item()
+    for state in torch.tensor([[-1.0], [0.0], [2.0]], dtype=torch.float64):
+        for t in [None] if model.horizon is None else range(model.horizon):
+            after = solution.v if t is None else solution.v.at(t + 1)
+            value, mean, variance = value_by_quadrature(model, temperature, after, state)
+            close(solution.v(state, t=t), value)
+            action = solution.policy(state, t)
+            close(action.mean[0], mean)
+            close(action.covariance_matrix[0, 0], variance)
+            point = torch.tensor([0.3], dtype=torch.float64)
+            advantage = (solution.q(state, point, t=t) - solution.v(state, t=t)) / temperature
+            if model.prior_covariance is not None:
+                advantage = advantage + model.action_prior(state).log_prob(point)
+            close(action.log_prob(point), advantage)
+
+
+@pytest.mark.parametrize("prior", [{}, PRIOR])
+@pytest.mark.parametrize("temperature", [0.0, 0.3])
+def test_stationary_is_the_limit_of_long_horizons(
+    prior: dict[str, Any], temperature: float
+) -> None:
+    stationary = solve_linear_gaussian(random_model(1, discount=0.9, **prior), temperature)
+    model = random_model(1, discount=0.9, horizon=400, **prior)
+    finite = solve_linear_gaussian(model, temperature)
+    close(finite.policy.gain[0], stationary.policy.gain)
+    close(finite.policy.offset[0], stationary.policy.offset)
+    for name in ("quadratic", "linear", "constant"):
+        close(getattr(finite.v, name)[0], getattr(stationary.v, name))
+        close(getattr(finite.q, name)[0], getattr(stationary.q, name))
+    for name in ("objective", "objective_entropy_form", "expected_return"):
+        close(getattr(finite, name), getattr(stationary, name))
+    if temperature:
+        close(finite.entropy, stationary.entropy)
+    check_relations(model, finite)
+
+
+def test_regret_is_a_divergence_to_the_optimal_policy() -> None:
+    """Identity 4: J(π*) − J(π) = α E_π Σ γ^t KL(π ‖ π*), with one kind of deviation at a time."""
+    temperature, model = 0.6, random_model(2)
+    best = solve_linear_gaussian(model, temperature)
+    gain, offset, covariance = (
+        x.numpy() for x in (best.policy.gain, best.policy.offset, best.policy.covariance)
+    )
+    close(objective_of(model, gain, offset, covariance, temperature), best.objective.item())
+    nudge = np.array([0.3, -0.4])
+    regret = best.objective - objective_of(model, gain, offset + nudge, covariance, temperature)
+    each = nudge @ np.linalg.solve(covariance, nudge) / 2
+    close(regret, temperature * each / (1 - model.discount))
+    regret = best.objective - objective_of(model, gain, offset, 1.5 * covariance, temperature)
+    each = (1.5 - 1 - math.log(1.5)) * len(covariance) / 2
+    close(regret, temperature * each / (1 - model.discount))
+
+
+def test_reward_and_temperature_scale_together() -> None:
+    model, scale = random_model(3), 7.0
+    costs = ("state_cost", "action_cost", "cross_cost", "state_linear", "action_linear")
+    scaled = random_model(3, **{k: getattr(model, k) * scale for k in (*costs, "reward_offset")})
+    one, other = solve_linear_gaussian(model, 0.5), solve_linear_gaussian(scaled, 0.5 * scale)
+    close(other.objective, scale * one.objective)
+    close(other.policy.covariance, one.policy.covariance)
+
+
+@pytest.mark.parametrize("prior", [{}, PRIOR])
+@pytest.mark.parametrize("horizon", [None, 6])
+def test_derivative_in_temperature_is_the_entropy(
+    prior: dict[str, Any], horizon: int | None
+) -> None:
+    """Identity 14, and its form for a prior: dJ/dα = −Σ γ^t KL(π ‖ ρ)."""
+    temperature = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
+    solution = solve_linear_gaussian(random_model(4, horizon=horizon, **prior), temperature)
+    (slope,) = torch.autograd.grad(solution.objective, temperature, retain_graph=True)
+    if not prior:
+        close(slope, solution.entropy)
+    close(slope, (solution.objective - solution.expected_return) / temperature)
+
+
+# --- control, with a horizon ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prior", [{}, {"prior_mean": [0.4], "prior_covariance": [[0.5]]}])
+@pytest.mark.parametrize("discount", [1.0, 0.8])
+def test_horizon_matches_quadrature(prior: dict[str, Any], discount: float) -> None:
+    model = random_model(6, n=1, m=1, horizon=3, discount=discount, **prior)
+    solution = solve_linear_gaussian(model, 0.4)
+    check_bellman(model, solution)
+    check_relations(model, solution)
+    assert solution.v(torch.zeros(1), t=3) == 0
+
+
+def test_ten_thousand_steps() -> None:
+    model = random_model(0, n=2, m=1, discount=1.0, horizon=10_000)
+    solution = solve_linear_gaussian(model, 0.5)
+    check_relations(model, solution)
+    close(solution.policy.gain[0], solution.policy.gain[5000], 1e-12)
+    assert torch.linalg.eigvalsh(-solution.v.quadratic[:-1]).min() > 0
+    # γ → 1: all but the constant, which is what a step is worth, agrees with the discounted limit.
+    limit = solve_linear_gaussian(random_model(0, n=2, m=1, discount=1 - 1e-9), 0.5)
+    close(solution.v.quadratic[0], limit.v.quadratic, 1e-7)
+    per_step = solution.v.constant[0] - solution.v.constant[1]
+    close(per_step, limit.v.constant * 1e-9, 1e-6)
+    assert solution.error_bound < 1e-6
+
+
+@pytest.mark.parametrize("prior", [{}, PRIOR])
+def test_temperatures_from_tiny_to_huge(prior: dict[str, Any]) -> None:
+    regulator = solve_linear_gaussian(finite_model(7), 0.0)
+    for temperature in 10.0 ** np.arange(-6, 10, 3):
+        model = finite_model(7, **prior)
+        solution = solve_linear_gaussian(model, temperature)
+        check_relations(model, solution)
+        check_posterior(model, solve_linear_gaussian(model, temperature, "posterior"))
+        if not prior:
+            close(solution.policy.gain, regulator.policy.gain)
+    if prior:  # nothing is left but the prior
+        close(solution.policy.gain, np.zeros((4, 2, 3)), 1e-7)
+        close(solution.policy.offset, np.tile(PRIOR["prior_mean"], (4, 1)), 1e-7)
+        close(solution.policy.covariance, np.tile(PRIOR["prior_covariance"], (4, 1, 1)), 1e-7)
+    cold = solve_linear_gaussian(finite_model(7, **prior), 1e-6)
+    close(cold.expected_return, regulator.expected_return, 1e-5)
+
+
+# --- posterior ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prior", [{}, PRIOR])
+@pytest.mark.parametrize("noise", [np.diag([0.3, 0.1, 0.6]), SINGULAR, np.zeros((3, 3))])
+@pytest.mark.parametrize("start", [np.eye(3), SINGULAR, np.zeros((3, 3))])
+def test_posterior_matches_one_gaussian_integral(
+    prior: dict[str, Any], noise: np.ndarray, start: np.ndarray
+) -> None:
+    model = finite_model(8, noise_covariance=noise, initial_covariance=start, **prior)
+    solution = solve_linear_gaussian(model, 0.9, "posterior")
+    check_posterior(model, solution)
+    assert solution.gap is not None
+    terms = (solution.gap.start, solution.gap.policy, solution.gap.dynamics)
+    control = solve_linear_gaussian(model, 0.9)
+    if not noise.any():  # a policy needs no luck if only the start is random
+        close(terms[1:], (0.0, 0.0), 1e-12)
+        close(solution.policy.gain, control.policy.gain)
+    else:
+        assert terms[1] > 1e-3
+        assert terms[2] > 1e-3
+        assert solution.objective < control.objective
+    assert (terms[0] > 1e-3) == bool(start.any())
+
+
+def check_posterior(model: LinearGaussianModel, solution: LinearGaussianSolution) -> None:
+    temperature = solution.temperature.item()
+    assert solution.log_evidence is not None
+    assert solution.gap is not None
+    log_evidence, mean, covariance = joint_gaussian(model, temperature)
+    close(solution.log_evidence, log_evidence, 1e-8)
+    rolled_mean, rolled_covariance = rolled_out(solution)
+    close(rolled_mean, mean, 1e-7)
+    # Entry by entry on the scale of its two variances: at temperature 1e9 those of actions dwarf
+    # those of states.
+    scale = np.sqrt(np.diag(covariance).clip(1e-9))
+    close(rolled_covariance / np.outer(scale, scale), covariance / np.outer(scale, scale), 1e-6)
+    control = solve_linear_gaussian(model, temperature)
+    gap = solution.log_evidence - control.objective / temperature
+    close(solution.gap.total, gap, 1e-9)
+    assert gap >= -1e-9
+    value, soft_value = solution.v(model.initial_mean, t=0), control.v(model.initial_mean, t=0)
+    assert value >= soft_value - 1e-9 * soft_value.abs()
+
+
+def test_excess_of_the_posterior_is_half_the_variance_over_temperature() -> None:
+    """α V^x − V → Var/(2α): one step whose only reward is that of a Gaussian next state."""
+    model = finite_model(9, horizon=2)
+    control = solve_linear_gaussian(model, 1e6)
+    posterior = solve_linear_gaussian(model, 1e6, "posterior")
+    state, action = model.initial_mean, torch.zeros(2, dtype=torch.float64)
+    excess = posterior.q(state, action, t=0) - control.q(state, action, t=0)
+    last = control.v.at(1)
+    mean = model.transition(state, action).mean
+    slope = 2 * last.quadratic @ mean + last.linear
+    spread = last.quadratic @ model.noise_covariance
+    variance = slope @ model.noise_covariance @ slope + 2 * (spread @ spread).trace()
+    close(excess / variance * 2e6, torch.tensor(1.0), 1e-3)
+
+
+# --- derivatives ----------------------------------------------------------------------------------
+
+
+def differentiable(
+    target: str, horizon: int | None, discount: float, prior: bool, noise: np.ndarray
+) -> Any:
+    """(inputs, function of them) through every tensor of a model; symmetric ones as X + X'."""
+    base = random_model(12, n=2, m=1, noise_covariance=noise, initial_covariance=noise)
+    names = ["A", "B", "offset", "state_linear", "action_linear", "cross_cost", "reward_offset"]
+    symmetric = ["state_cost", "action_cost", "initial_mean"]
+    prior_terms = {"prior_mean": [0.4], "prior_covariance": [[0.7]]} if prior else {}
+    covariances = ["noise_covariance", "initial_covariance"] if noise[1, 1] else []
+
+    def function(temperature: Tensor, *values: Tensor) -> Tensor:
+        given = dict(zip(names + symmetric + covariances + list(prior_terms), values, strict=True))
+        given = {
+            k: (x + x.mT) / 2 if x.dim() == 2 and k not in names else x for k, x in given.items()
+        }
+        model = random_model(
+            12,
+            n=2,
+            m=1,
+            **{"noise_covariance": noise, "initial_covariance": noise, **given},
+            horizon=horizon,
+            discount=discount,
+        )
+        solution = solve_linear_gaussian(model, temperature, target)  # type: ignore[arg-type]
+        outputs = [solution.objective, solution.objective_entropy_form, solution.policy.gain]
+        outputs += [solution.policy.offset, solution.policy.covariance, solution.v.quadratic]
+        if solution.posterior_dynamics is not None and solution.gap is not None:
+            outputs += [solution.log_evidence, solution.gap.total]
+            outputs += [solution.posterior_dynamics.A, solution.posterior_dynamics.noise_covariance]
+        everything = torch.cat([x.flatten() for x in outputs if x is not None])
+        return (everything * torch.linspace(0.5, 1.5, len(everything)).double()).sum()
+
+    values = [getattr(base, k) for k in names + symmetric + covariances]
+    values += [torch.tensor(x, dtype=torch.float64) for x in prior_terms.values()]
+    inputs = [torch.tensor(0.7, dtype=torch.float64), *values]
+    return [x.detach().clone().requires_grad_() for x in inputs], function
+
+
+@pytest.mark.parametrize("prior", [False, True])
+@pytest.mark.parametrize("noise", [np.array([[0.4, 0.1], [0.1, 0.3]]), np.diag([0.4, 0.0])])
+@pytest.mark.parametrize(
+    ("target", "horizon", "discount"),
+    [("control", None, 0.9), ("control", 3, 0.9), ("posterior", 3, 1.0)],
+)
+def test_gradients_match_finite_differences(
+    target: str, horizon: int | None, discount: float, prior: bool, noise: np.ndarray
+) -> None:
+    inputs, function = differentiable(target, horizon, discount, prior, noise)
+    assert torch.autograd.gradcheck(
+        function, inputs, eps=1e-6, atol=1e-5, rtol=1e-4, fast_mode=True
+    )
+
+
+def test_second_derivatives_of_the_fixed_point() -> None:
+    inputs, function = differentiable("control", None, 0.9, False, np.diag([0.4, 0.1]))
+    kept = inputs[:3]
+
+    def of_few(*few: Tensor) -> Tensor:
+        return function(*few, *(x.detach() for x in inputs[3:]))
+
+    assert torch.autograd.gradgradcheck(
+        of_few, kept, eps=1e-6, atol=1e-5, rtol=1e-4, fast_mode=True
+    )
+
+
+# --- error bounds ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("discount", [0.5, 0.99, 0.999999])
+@pytest.mark.parametrize("temperature", [0.0, 1e-6, 1.0, 1e6])
+def test_error_bound_holds_in_forty_digits(discount: float, temperature: float) -> None:
+    model = random_model(13, n=1, m=1, discount=discount)
+    solution = solve_linear_gaussian(model, temperature)
+    with mpmath.workdps(40):
+        exact = stationary_scalar(model, temperature)
+        for state in (0.0, 1.0, -30.0):
+            point = mpmath.mpf(state)
+            value = -(exact[0] * point**2 + exact[1] * point + exact[2])
+            ours = [mpmath.mpf(x.item()) for x in (solution.v.quadratic, solution.v.linear)]
+            found = ours[0] * point**2 + ours[1] * point + mpmath.mpf(solution.v.constant.item())
+            assert abs(found - value) <= solution.error_bound * (1 + state**2)
+        worth = max(1.0, abs(float(exact[2])))
+        assert solution.error_bound <= 1e-7 * worth / (1 - discount) ** 0.5
+
+
+# --- broken twins ---------------------------------------------------------------------------------
+
+
+def twin_covariance(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        riccati,
+        "back_up",
+        lambda *args: (lambda s: s._replace(covariance=2 * s.covariance))(back_up(*args)),
+    )
+
+
+def twin_log_det(patch: pytest.MonkeyPatch) -> None:
+    def flipped(curvature: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        size = len(curvature)
+        log_integral = (size * (math.pi * temperature).log() + torch.logdet(curvature)) / 2
+        return temperature * log_integral, -log_integral - size / 2
+
+    patch.setattr(linear_gaussian_backup, "_over_lebesgue", flipped)
+
+
+def twin_evidence_log_det(patch: pytest.MonkeyPatch) -> None:
+    for module in (linear_gaussian_backup, linear_gaussian_evidence):
+        patch.setattr(module, "log_det_one_plus", lambda matrix: -log_det_one_plus(matrix))
+
+
+def twin_noise(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        riccati,
+        "expected_message",
+        lambda message, covariance, problem, posterior: expected_message(
+            message, 0 * covariance if not posterior else covariance, problem, posterior
+        ),
+    )
+
+
+def twin_risk(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        riccati,
+        "expected_message",
+        lambda message, covariance, problem, posterior: expected_message(
+            message, covariance / 2 if posterior else covariance, problem, posterior
+        ),
+    )
+
+
+def twin_evidence(patch: pytest.MonkeyPatch) -> None:
+    for module in (riccati, linear_gaussian_evidence):
+        patch.setattr(
+            module,
+            "given_evidence",
+            lambda problem, message, mean, covariance: given_evidence(
+                problem, -message / 10, mean, covariance
+            ),
+        )
+
+
+@pytest.mark.parametrize(
+    ("twin", "target"),
+    [
+        (twin_covariance, "control"),
+        (twin_log_det, "control"),
+        (twin_noise, "control"),
+        (twin_covariance, "posterior"),
+        (twin_log_det, "posterior"),
+        (twin_evidence_log_det, "posterior"),
+        (twin_risk, "posterior"),
+        (twin_evidence, "posterior"),
+    ],
+)
+def test_broken_twins_are_caught(twin: Any, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = finite_model(14, n=1, m=1, horizon=2)
+    checks = {"control": check_bellman, "posterior": check_posterior}
+    checks[target](model, solve_linear_gaussian(model, 0.8, target))  # type: ignore[arg-type]
+    twin(monkeypatch)
+    with pytest.raises(AssertionError):
+        checks[target](model, solve_linear_gaussian(model, 0.8, target))  # type: ignore[arg-type]
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+EYE = np.eye(3)
+UNREACHED = {"A": np.diag([1.2, 0.5, 0.5]), "B": [[0, 0], [1, 0], [0, 1]], "cross_cost": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "temperature", "target", "message"),
+    [
+        ({}, -1.0, "control", "temperature: expected one finite number >= 0, got -1.0"),
+        ({}, math.nan, "control", "temperature: .* got nan"),
+        ({}, torch.ones(2), "control", "temperature: .* got .1.0, 1.0"),
+        ({}, 1.0, "optimal", "target: expected .* got 'optimal'"),
+        ({}, 1.0, "posterior", "the posterior needs a horizon and discount 1, got horizon None"),
+        ({"horizon": 3}, 1.0, "posterior", "horizon 3 and discount 0.95.*survival probability"),
+        ({"discount": 1.0}, 1.0, "posterior", "without a horizon the evidence has no limit"),
+        ({"discount": 1.0, "horizon": 3}, 0.0, "posterior", "needs a temperature > 0"),
+        ({"discount": 1.0}, 1.0, "control", "without a horizon .* discount below 1, got 1"),
+        ({"action_cost": -np.eye(2)}, 1.0, "control", "soft value is infinite.* eigenvalue -1;"),
+        ({"action_cost": -np.eye(2), "horizon": 3}, 1.0, "control", "soft value is infinite"),
+        ({"state_cost": -9 * EYE, "horizon": 9}, 1.0, "control", "soft value is infinite"),
+        ({"state_cost": -EYE}, 1.0, "control", "no state may pay ever more.*eigenvalue -"),
+        (
+            {"state_cost": -EYE, "discount": 1.0, "horizon": 2, **PRIOR, "B": 0.1 * EYE[:, :2]},
+            0.3,
+            "posterior",
+            "the evidence is infinite.*eigenvalues, got -",
+        ),
+        (UNREACHED, 1.0, "control", "no action reaches a mode of A that grows by 1.2 a step"),
+        (
+            {"n": 1, "m": 1, "A": [[1.2]], "state_cost": [[0.0]], "cross_cost": None},
+            1.0,
+            "control",
+            "the best policy leaves a mode growing by 1.02598 a step or more.* costs nothing",
+        ),
+    ],
+)
+def test_solver_errors(
+    changes: dict[str, Any], temperature: float, target: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        solve_linear_gaussian(random_model(**changes), temperature, target)
+
+
+def test_solver_refuses_other_models() -> None:
+    class Other(EnvironmentModel):
+        state_space = action_space = Discrete(2)
+        initial_state = transition = reward = None  # type: ignore[assignment]
+
+    with pytest.raises(TypeError, match="expected a LinearGaussianModel, got Other"):
+        solve_linear_gaussian(Other(), 1.0)  # type: ignore[arg-type]
