@@ -1,0 +1,405 @@
+"""Inference: `infer(model, routine)` fits a guide to the trajectory program of a model.
+
+A routine is a frozen dataclass of settings with a method `run(model, prior, seed, progress)` that
+returns an `InferenceResult`; each lives in a file of its own. This module imports no torch, so that
+a command line can show the settings of every routine at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from inference_rl import runs
+
+if TYPE_CHECKING:
+    import xarray
+    from torch import Tensor
+
+    from inference_rl.environment import EnvironmentModel
+    from inference_rl.policies import Policy
+    from inference_rl.priors import ActionPrior
+    from inference_rl.simulate import Evaluation
+
+ROUTINES = {"exact": "inference_rl.inference.exact:Exact"}
+"""Names on the command line, and where their settings live."""
+
+NEGLIGIBLE_GAP = 1e-6
+"""Nats. Below it the two readings of a model are the same for any use."""
+
+OPTIMISM_WARNING = (
+    "the posterior's policy assumes dynamics conditioned on success, which the environment does "
+    "not have: it is optimistic by {:.3g} nats; to act, infer with target='control'"
+)
+
+Progress = Callable[[str], None]
+"""Called now and then with a few words on how far inference has got."""
+
+
+class Routine(Protocol):
+    """Settings of a way to infer a policy."""
+
+    def run(
+        self,
+        model: EnvironmentModel,
+        *,
+        prior: ActionPrior | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> InferenceResult: ...
+
+
+def infer(
+    model: EnvironmentModel,
+    routine: Routine,
+    *,
+    prior: ActionPrior | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> InferenceResult:
+    """Infer a policy for `model`.
+
+    :param routine: what to run, with its settings: `Exact(temperature=0.1)`.
+    :param prior: the action prior, in place of the model's own.
+    :param progress: called now and then with a few words on how far it has got.
+    :raises TypeError: `model` is no `EnvironmentModel`, or not of a kind the routine can work on.
+    :raises ValueError: the model, the prior or the settings are faulty, or the answer is infinite.
+    """
+    from inference_rl.environment import EnvironmentModel, WithPreviousAction
+
+    if not isinstance(model, EnvironmentModel):
+        raise TypeError(
+            f"infer: expected an EnvironmentModel, got a {type(model).__name__}; "
+            "load_target(...) makes one from a Gymnasium id"
+        )
+    if not hasattr(routine, "run"):
+        raise TypeError(
+            f"infer: expected a routine such as Exact(temperature=0.1), got {routine!r}"
+        )
+    if getattr(prior, "needs_previous_action", False):
+        model = WithPreviousAction(model)
+    return routine.run(model, prior=prior, seed=seed, progress=progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveParts:
+    """What J(π) is made of; discounted sums along the policy's own trajectories.
+
+    :ivar expected_return: E Σ γ^t r_t, reward units.
+    :ivar entropy: E Σ γ^t H(π(·|s_t)), nats.
+    :ivar divergence: E Σ γ^t KL(π(·|s_t) ‖ ρ(·|s_t)), nats.
+    :ivar steps: E Σ γ^t over the steps taken.
+    """
+
+    expected_return: float
+    entropy: float
+    divergence: float
+    steps: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EvidenceGap:
+    """log p(O) - max ELBO: what the control reading gives up by keeping the dynamics; in nats.
+
+    :ivar log_evidence: log p(O_{1:T} = 1). :ivar max_elbo: E V_0 / temperature of control.
+    :ivar start: KL(p(s_0) ‖ p(s_0 | O)). :ivar policy: E Σ γ^t KL(π* ‖ p(a | s, O)).
+    :ivar dynamics: E Σ γ^t KL(p(s' | s, a) ‖ p(s' | s, a, O)), expectations along π*.
+
+    The three parts add up to the gap, and vanish together exactly where start and dynamics are
+    deterministic. Levine (2018), arXiv:1805.00909, §3 (the posterior is optimistic).
+    """
+
+    log_evidence: float
+    max_elbo: float
+    start: float
+    policy: float
+    dynamics: float
+
+    @property
+    def total(self) -> float:
+        return self.log_evidence - self.max_elbo
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """log p(O) and what control gives up of it.
+
+    :ivar log_evidence: nats, differentiable; None where it is not defined. :ivar gap: likewise.
+    :ivar reason: why there is none, where there is none.
+    """
+
+    log_evidence: Tensor | None = None
+    gap: EvidenceGap | None = None
+    reason: str | None = None
+
+
+@dataclasses.dataclass
+class InferenceResult:
+    """A policy and what is known about it.
+
+    :ivar source: the model, or a function that loads it; see `model`. The parts and the evidence
+        are likewise functions, called when they are first asked for: on a large model each costs as
+        much again as the policy did.
+    :ivar routine: the settings. :ivar seed: of the run.
+    :ivar policy: π, called as `policy(state, t)`.
+    :ivar q, v: the messages, reward units: tensors (S, A) and (S,), with a leading T and T + 1 for
+        a finite horizon, or quadratic forms.
+    :ivar objective: J(π) in KL form, reward units: E Σ γ^t [r - temperature · KL(π ‖ ρ)].
+    :ivar error_bound: certified sup-norm error of `v`, reward units; None where there is none.
+    :ivar iterations: of the routine. :ivar residual: sup |TV - V| at the end, reward units.
+    :ivar seconds: wall time. :ivar metrics: history, one dict an evaluation.
+    :ivar details: what this routine alone reports.
+    """
+
+    source: EnvironmentModel | Callable[[], EnvironmentModel]
+    routine: Any
+    policy: Policy
+    q: Any
+    v: Any
+    objective: Tensor
+    parts_source: Callable[[], ObjectiveParts]
+    evidence_source: Callable[[], Evidence]
+    error_bound: float | None = None
+    iterations: int = 0
+    residual: float | None = None
+    seconds: float = 0.0
+    seed: int = 0
+    metrics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    details: Any = None
+
+    @functools.cached_property
+    def model(self) -> EnvironmentModel:
+        """What the policy was inferred on, as tables where the routine made tables of it."""
+        return self.source() if callable(self.source) else self.source
+
+    @functools.cached_property
+    def parts(self) -> ObjectiveParts:
+        """What the objective is made of: return, entropy, divergence from the prior."""
+        return self.parts_source()
+
+    @functools.cached_property
+    def evidence(self) -> Evidence:
+        """log p(O) of the model, and the gap between its two readings, or why there are none."""
+        return self.evidence_source()
+
+    @property
+    def log_evidence(self) -> Tensor | None:
+        """log p(O), nats; None where it is not defined."""
+        return self.evidence.log_evidence
+
+    @property
+    def gap(self) -> EvidenceGap | None:
+        """How far the two readings of the model are apart; None where that is not defined."""
+        return self.evidence.gap
+
+    @property
+    def temperature(self) -> float:
+        return as_number(self.routine.temperature)
+
+    @functools.cached_property
+    def objective_entropy_form(self) -> float:
+        """E Σ γ^t [r + temperature · H(π)], reward units: what SAC and its kin report.
+
+        Under a uniform prior it exceeds `objective` by temperature · log|A| for each (discounted)
+        step; for other priors it leaves them out.
+        """
+        if self.temperature == 0:  # where a density's entropy may be -inf
+            return self.parts.expected_return
+        return self.parts.expected_return + self.temperature * self.parts.entropy
+
+    def evaluate(
+        self,
+        episodes: int = 100,
+        *,
+        seed: int | None = None,
+        deterministic: bool = False,
+        max_steps: int | None = None,
+    ) -> Evaluation:
+        """Run the policy on the real environment; see `inference_rl.simulate.evaluate`."""
+        from inference_rl.simulate import evaluate
+
+        return evaluate(
+            self.model,
+            self.policy,
+            episodes=episodes,
+            seed=self.seed if seed is None else seed,
+            deterministic=deterministic,
+            max_steps=max_steps,
+        )
+
+    def sample(
+        self, draws: int = 1000, *, horizon: int | None = None, seed: int | None = None
+    ) -> xarray.DataTree:
+        """Whole trajectories from the inferred distribution, as ArviZ reads them.
+
+        For control q(τ): the policy in the environment's own dynamics. For the posterior p(τ | O):
+        the posterior's start, policy and dynamics, which is not how the environment behaves.
+
+        :param horizon: steps to draw; needed only where the model has none. There the tail's exact
+            message stands for what follows.
+        :returns: a DataTree; group `posterior` has `state` (chain, draw, time + 1), `action`,
+            `reward` and `alive` (chain, draw, time), group `sample_stats` `log_weight` =
+            log p(τ, O) - log q(τ) in nats and `return` (chain, draw).
+        """
+        return self.routine.sample(
+            self, draws, horizon=horizon, seed=self.seed if seed is None else seed
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers, for JSON: null where one does not apply."""
+        origin = self.model.origin or {}
+        return {
+            "target": origin.get("target"),
+            "routine": self.routine.name,
+            "settings": {
+                field.name: _plain(getattr(self.routine, field.name))
+                for field in dataclasses.fields(self.routine)
+            },
+            "seed": self.seed,
+            "temperature": self.temperature,
+            "discount": float(self.model.discount),
+            "objective": as_number(self.objective),
+            "objective_entropy_form": self.objective_entropy_form,
+            "log_evidence": None if self.log_evidence is None else as_number(self.log_evidence),
+            "evidence_gap": None
+            if self.gap is None
+            else dataclasses.asdict(self.gap) | {"total": self.gap.total},
+            **{name: _finite(value) for name, value in dataclasses.asdict(self.parts).items()},
+            "error_bound": _finite(self.error_bound),
+            "residual": _finite(self.residual),
+            "iterations": self.iterations,
+            "seconds": self.seconds,
+        }
+
+    def save(self, directory: str | Path) -> None:
+        """Write the run into `directory`: policy and messages (safetensors) and numbers (JSON).
+
+        A model that `load_target` did not find, or whose prior was made in Python, is saved too, if
+        it is finite.
+
+        :raises FileExistsError: it holds another run. :raises OSError: it cannot be written.
+        """
+        from inference_rl.finite import FiniteModel
+
+        tensors = {
+            "policy": self.policy.state_dict(),
+            "messages": self.routine.messages(self),
+        }
+        origin, tabulated = self.model.origin, isinstance(self.model, FiniteModel)
+        if isinstance(self.model, FiniteModel) and (origin is None or _unnamed_prior(origin)):
+            tensors["model"] = {k: v.detach() for k, v in self.model.tensors().items()}
+        manifest = {
+            "policy": self.policy.kind,
+            "origin": origin,
+            **self.summary(),
+            "horizon": self.model.horizon,
+            "tabulated": tabulated,
+            "metrics": self.metrics,
+        }
+        runs.write(directory, manifest, tensors)
+
+    @classmethod
+    def load(
+        cls, directory: str | Path, *, model: EnvironmentModel | None = None
+    ) -> InferenceResult:
+        """A saved run. Its policy and numbers are read without running any code; the target is
+        loaded when `model` is first asked for.
+
+        :param model: in place of the target that the run was inferred on.
+        :raises FileNotFoundError: no run there. :raises ValueError: it is damaged or too new.
+        """
+        from inference_rl.policies import load_policy
+
+        saved = runs.read_manifest(directory)
+        routine = routine_class(saved["routine"])(**saved["settings"])
+        gap = saved["evidence_gap"]
+        # A density's entropy and divergence are not finite at temperature 0, and JSON has no word.
+        names = [field.name for field in dataclasses.fields(ObjectiveParts)]
+        parts = ObjectiveParts(**{n: -math.inf if saved[n] is None else saved[n] for n in names})
+        evidence = Evidence(
+            log_evidence=saved["log_evidence"],
+            gap=None if gap is None else EvidenceGap(**{k: gap[k] for k in gap if k != "total"}),
+        )
+        return cls(
+            source=model if model is not None else functools.partial(_saved_model, directory),
+            routine=routine,
+            policy=load_policy(directory),
+            **routine.read_messages(runs.read_tensors(directory, "messages")),
+            objective=saved["objective"],
+            parts_source=lambda: parts,
+            evidence_source=lambda: evidence,
+            error_bound=saved["error_bound"],
+            iterations=saved["iterations"],
+            residual=saved["residual"],
+            seconds=saved["seconds"],
+            seed=saved["seed"],
+            metrics=saved["metrics"],
+        )
+
+
+def routine_class(name: str) -> Any:
+    """The settings class of the routine called `name` on the command line.
+
+    :raises ValueError: there is none.
+    """
+    if name not in ROUTINES:
+        raise ValueError(f"unknown routine {name!r}: expected one of {', '.join(ROUTINES)}")
+    module, _, attribute = ROUTINES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _saved_model(directory: str | Path) -> EnvironmentModel:
+    from inference_rl.environment import WithPreviousAction
+    from inference_rl.finite import FiniteModel
+    from inference_rl.tabulation import tabulate
+    from inference_rl.targets import load_prior, load_target
+
+    saved = runs.read_manifest(directory)
+    origin, tables = saved["origin"], None
+    if "model.safetensors" in saved["files"]:
+        tables = FiniteModel(
+            **runs.read_tensors(directory, "model"),
+            discount=saved["discount"],
+            horizon=saved["horizon"],
+        )
+    if origin is None:
+        if tables is None:
+            raise ValueError(
+                f"{directory} was inferred on a model made in Python and does not hold it; give it "
+                "as InferenceResult.load(directory, model=...)"
+            )
+        return tables
+    model = load_target(**{name: value for name, value in origin.items() if name != "prior"})
+    named, prior = origin.get("prior"), None
+    if named is not None and not _unnamed_prior(origin):
+        prior = load_prior(named["name"], model, named["kwargs"], directory=origin["directory"])
+    sticky = getattr(prior, "needs_previous_action", False)
+    model.origin = origin
+    if sticky or (tables is not None and tables.state_space != model.state_space):
+        model = WithPreviousAction(model)
+    if tables is not None:
+        return tables.described_like(model)
+    return tabulate(model, prior=prior) if saved["tabulated"] else model
+
+
+def _unnamed_prior(origin: dict[str, Any]) -> bool:
+    """Whether the prior was an object made in Python, which no name on file brings back."""
+    return "prior" in origin and origin["prior"]["name"] is None
+
+
+def as_number(value: float | Tensor) -> float:
+    """A number or a scalar tensor as a number, without torch's warning that a graph is left."""
+    return value if isinstance(value, int | float) else float(value.item())
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | None) else as_number(value)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
