@@ -1,0 +1,442 @@
+"""The command `inference-rl`: infer, evaluate, check, list.
+
+Nothing here imports torch before a command runs, so that `--help` answers at once. Results go to
+stdout; progress, warnings and errors to stderr. Bad input is one sentence and exit code 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import json
+import math
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import tyro
+
+from inference_rl.inference import ROUTINES, routine_class
+
+if TYPE_CHECKING:
+    from inference_rl.environment import EnvironmentModel
+    from inference_rl.policies import Policy
+    from inference_rl.priors import ActionPrior
+
+PATIENCE = 2.0
+"""Seconds before progress is shown."""
+
+Json = Annotated[
+    dict[str, Any] | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=lambda words: _object(words[0]),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [json.dumps(value)],
+    ),
+]
+
+
+def _first_line(item: Any) -> str:
+    return (item.__doc__ or "").strip().partition("\n")[0]
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"expected a JSON object such as '{{\"slip\": 0.1}}': {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object such as '{{\"slip\": 0.1}}', got {text}")
+    return value
+
+
+Target = Annotated[
+    str,
+    tyro.conf.Positional,
+    tyro.conf.arg(
+        metavar="TARGET",
+        help="A Gymnasium id, a bundled model, or a file path/model.py[:Name].",
+    ),
+]
+Run = Annotated[
+    Path,
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="RUN", help="The directory of a saved run."),
+]
+if TYPE_CHECKING:
+    RoutineSettings = Any
+else:  # made when this runs, which is too late for a type checker
+    RoutineSettings = Annotated[
+        tyro.extras.subcommand_type_from_defaults(
+            {name: routine_class(name)() for name in ROUTINES},
+            {name: _first_line(routine_class(name)) for name in ROUTINES},
+        ),
+        tyro.conf.arg(name=""),
+    ]
+
+
+@dataclasses.dataclass
+class Infer:
+    """Infer a policy for a target, save it, and try it on the real environment."""
+
+    model: Annotated[Target, tyro.conf.arg(name="target")]
+    routine: RoutineSettings
+    discount: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """In [0, 1], in place of the target's own (0.99 for Gymnasium's)."""
+    env_kwargs: Json = None
+    """Arguments for gymnasium.make, or for the model's constructor."""
+    prior: Annotated[str | None, tyro.conf.arg(metavar="PRIOR")] = None
+    """Action prior: a name from `inference-rl list`, or file.py:Name. Default: the model's own."""
+    prior_kwargs: Json = None
+    """Arguments for the prior's constructor."""
+    episodes: int = 100
+    """Episodes of the evaluation; 0 for none."""
+    seed: int = 0
+    """Of everything random."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Directory of the run. Default: a new one under runs/."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object, and nothing else, on stdout."""
+
+    def run(self) -> dict[str, Any]:
+        from inference_rl.diagnostics.pictures import draw_policy
+        from inference_rl.inference import infer
+        from inference_rl.report import print_inference
+        from inference_rl.targets import load_target
+
+        if self.episodes < 0:
+            raise ValueError(f"--episodes: expected 0 or more, got {self.episodes}")
+        with _progress() as progress, contextlib.ExitStack() as stack:
+            model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
+            prior = self._load_prior(model)
+            free = self.out or _free_directory(model.name, self.routine.name, self.seed)
+            out = stack.enter_context(_claimed(free))
+            result = infer(model, self.routine, prior=prior, seed=self.seed, progress=progress)
+            progress("evaluating")
+            evaluation = result.evaluate(self.episodes).summary() if self.episodes else None
+            if evaluation is not None:
+                result.metrics.append(evaluation)
+            progress("saving")
+            result.save(out)
+            draw_policy(result, out / "policy.png")
+        report = result.summary() | {"out": str(out), "evaluation": evaluation}
+        if not self.json:
+            print_inference(result, report)
+        return report
+
+    def _load_prior(self, model: EnvironmentModel) -> ActionPrior | None:
+        from inference_rl.targets import load_prior
+
+        if self.prior is None:
+            if self.prior_kwargs:
+                raise ValueError("--prior-kwargs was given without --prior: name a prior too")
+            return None
+        assert model.origin is not None
+        model.origin["prior"] = {"name": self.prior, "kwargs": self.prior_kwargs or {}}
+        return load_prior(self.prior, model, self.prior_kwargs)
+
+
+@dataclasses.dataclass
+class Evaluate:
+    """Run a saved policy on its target's real environment, or on another."""
+
+    run_directory: Annotated[Run, tyro.conf.arg(name="run")]
+    target: Annotated[str | None, tyro.conf.arg(metavar="TARGET")] = None
+    """Another target of the same states and actions."""
+    env_kwargs: Json = None
+    """Arguments for that target."""
+    episodes: int = 100
+    """How many."""
+    deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Take the most likely action instead of drawing one."""
+    seed: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Default: that of the run."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object, and nothing else, on stdout."""
+
+    def run(self) -> dict[str, Any]:
+        from inference_rl.inference import InferenceResult
+        from inference_rl.report import print_evaluation
+        from inference_rl.targets import load_target
+
+        if self.env_kwargs and self.target is None:
+            raise ValueError("--env-kwargs was given without --target: name the target too")
+        with _progress() as progress:
+            model = None
+            if self.target is not None:
+                model = load_target(self.target, env_kwargs=self.env_kwargs)
+            result = InferenceResult.load(self.run_directory, model=model)
+            if model is not None:
+                result.source = _fitted(model, result.policy, self.run_directory)
+            progress("evaluating")
+            evaluation = result.evaluate(
+                self.episodes, seed=self.seed, deterministic=self.deterministic
+            ).summary()
+        report = {
+            "run": str(self.run_directory),
+            "target": self.target or result.summary()["target"],
+            "evaluation": evaluation,
+        }
+        if not self.json:
+            print_evaluation(evaluation)
+        return report
+
+
+@dataclasses.dataclass
+class Check:
+    """Validate a model, an environment or a prior: what is wrong, where, and how to fix it."""
+
+    model: Annotated[Target, tyro.conf.arg(name="target")]
+    discount: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """In [0, 1], in place of the target's own."""
+    env_kwargs: Json = None
+    """Arguments for gymnasium.make, or for the model's constructor."""
+    prior: Annotated[str | None, tyro.conf.arg(metavar="PRIOR")] = None
+    """An action prior to check on it: a name from `inference-rl list`, or file.py:Name."""
+    prior_kwargs: Json = None
+    """Arguments for the prior's constructor."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object, and nothing else, on stdout."""
+
+    def run(self) -> dict[str, Any]:
+        from inference_rl.targets import load_prior, load_target
+        from inference_rl.testing import assert_model_valid
+
+        with _progress() as progress:
+            model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
+            prior = None
+            if self.prior is not None:
+                prior = load_prior(self.prior, model, self.prior_kwargs)
+            progress("checking")
+            remarks = assert_model_valid(model, prior)
+        report = {
+            "target": self.model,
+            "valid": True,
+            "remarks": remarks,
+            "state_space": str(model.state_space),
+            "action_space": str(model.action_space),
+            "discount": model.discount,
+            "horizon": model.horizon,
+        }
+        if not self.json:
+            print(f"{self.model}: valid")
+            for name in ("state_space", "action_space", "discount", "horizon"):
+                print(f"  {name.replace('_', ' ')}: {report[name]}")
+            for remark in remarks:
+                print(f"  note: {remark}")
+        return report
+
+
+@dataclasses.dataclass
+class List:
+    """List routines, bundled models and priors, and what each accepts."""
+
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object, and nothing else, on stdout."""
+
+    def run(self) -> dict[str, Any]:
+        from inference_rl.report import parameters, print_list
+        from inference_rl.targets import bundled
+
+        groups = {
+            "routines": {name: routine_class(name) for name in ROUTINES},
+            "models": bundled("models"),
+            "priors": bundled("priors"),
+        }
+        report = {
+            group: {
+                name: {"what": _first_line(item), "accepts": parameters(item)}
+                for name, item in items.items()
+            }
+            for group, items in groups.items()
+        }
+        if not self.json:
+            print_list(report)
+        return report
+
+
+Command = (
+    Annotated[Infer, tyro.conf.subcommand("infer")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[List, tyro.conf.subcommand("list")]
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point. Exit code 0, or 2 with one sentence on stderr for bad input."""
+    try:
+        command = _parse(sys.argv[1:] if arguments is None else arguments)
+        # What a user's own model prints would spoil the JSON.
+        stdout = contextlib.redirect_stdout(sys.stderr) if command.json else None
+        with stdout or contextlib.nullcontext():
+            report = command.run()
+    except (ValueError, TypeError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    if command.json:
+        print(json.dumps(report, allow_nan=False))
+
+
+def _parse(words: list[str]) -> Any:
+    """The command that `words` spell.
+
+    :raises ValueError: they spell none; tyro's box of an error, in one sentence.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                Command,
+                prog="inference-rl",
+                description="Reinforcement learning as probabilistic inference.",
+                args=words,
+                config=(
+                    tyro.conf.CascadeSubcommandArgs,
+                    tyro.conf.OmitSubcommandPrefixes,
+                    tyro.conf.OmitArgPrefixes,
+                ),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    raise ValueError(_complaint(words, box.getvalue()))
+
+
+def _complaint(words: list[str], box: str) -> str:
+    """What is wrong with `words`, of which tyro says `box`."""
+    commands = [_command_name(member) for member in get_args(Command)]
+    if not words or words[0] not in commands:
+        given = f"unknown command {words[0]!r}" if words else "no command"
+        close = _closest(words[0] if words else "", commands)
+        return f"{given}: expected one of {', '.join(commands)}{close}; see inference-rl --help"
+    manual = f"see inference-rl {words[0]} --help"
+    target, routine, *_ = [*_positional(words[1:]), "", ""]
+    if words[0] == "infer" and target and routine not in ROUTINES:
+        if target in ROUTINES:
+            return f"no target: expected inference-rl infer TARGET {target}; {manual}"
+        given = f"unknown routine {routine!r}" if routine else "no routine"
+        return (
+            f"{given}: expected inference-rl infer {target} ROUTINE, where ROUTINE is one of "
+            f"{', '.join(ROUTINES)}{_closest(routine, list(ROUTINES))}; {manual}"
+        )
+    # A title, perhaps a rule (of dashes, where the terminal has no better), and what it says.
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
+    lines = ["" if set(line) == {"-"} else line for line in lines]
+    below_title = itertools.dropwhile(lambda line: not line, lines[1:])
+    said = " ".join(itertools.takewhile(bool, below_title))
+    said = re.sub("^Error parsing (routine: )?", "", said)
+    if missing := re.match(r"Missing from .*?: ([A-Z]+) (\w.*)\. \(required\)", said):
+        what = missing[2][0].lower() + missing[2][1:]
+        usage = f"{words[0]} {missing[1]}" + " ROUTINE" * (words[0] == "infer")
+        return (
+            f"no {missing[1]}: expected inference-rl {usage}, {missing[1]} being {what}; {manual}"
+        )
+    meant = re.search(r"Perhaps you meant.*?(--[\w-]+)", box, re.DOTALL)
+    close = f" (did you mean {meant[1]}?)" if meant else ""
+    return f"{said.strip('.').replace('. Expected', ', expected')}{close}; {manual}"
+
+
+def _positional(words: list[str]) -> list[str]:
+    """What is left of `words` without options and their values; flags have none."""
+    found, is_value = [], False
+    for word in words:
+        if word.startswith("-"):
+            is_value = word not in ("--json", "--deterministic") and "=" not in word
+        elif is_value:
+            is_value = False
+        else:
+            found.append(word)
+    return found
+
+
+def _command_name(member: Any) -> str:
+    return str(get_args(member)[0].__name__).lower()
+
+
+def _closest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word.lower(), known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Say on stderr what is being done, once it has taken `PATIENCE`; and what is warned of."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    status = console.status("working")
+    timer = threading.Timer(PATIENCE, status.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: console.print(
+                f"warning: {message}", markup=False, highlight=False
+            )
+            yield lambda words: status.update(words)
+    finally:
+        timer.cancel()
+        timer.join()
+        status.stop()
+
+
+@contextlib.contextmanager
+def _claimed(directory: Path) -> Iterator[Path]:
+    """`directory`, made for a run; gone again if nothing was saved in it."""
+    from inference_rl.runs import claim
+
+    is_new = not directory.exists()
+    path = claim(directory)
+    try:
+        yield path
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):  # not empty: something was saved
+                path.rmdir()
+        raise
+
+
+def _free_directory(name: str, routine: str, seed: int) -> Path:
+    base = f"{name.replace('/', '-')}-{routine}-{seed}"
+    candidates = (Path("runs") / (f"{base}-{i}" if i else base) for i in range(10**6))
+    return next(path for path in candidates if not path.exists())
+
+
+def _fitted(model: EnvironmentModel, policy: Policy, directory: Path) -> EnvironmentModel:
+    """`model`, as `policy` sees it.
+
+    :raises ValueError: the policy is for other states or actions.
+    """
+    from inference_rl.environment import WithPreviousAction
+    from inference_rl.policies import TabularPolicy
+
+    states, actions = model.state_space, model.action_space
+    if isinstance(policy, TabularPolicy):
+        size = tuple(policy.probs.shape[-2:])
+        expected = "{} states and {} actions".format(*size)
+        given = tuple(int(getattr(space, "n", 0)) for space in (states, actions))
+        if size == (given[0] * (given[1] + 1), given[1]):  # inferred under a StickyPrior
+            return WithPreviousAction(model)
+    else:
+        size = tuple(policy.gain.shape[-1:-3:-1])  # type: ignore[index]
+        expected = "states in {} and actions in {} dimensions".format(*size)
+        given = tuple(math.prod(space.shape or (0,)) for space in (states, actions))
+    if size != given:
+        raise ValueError(
+            f"{directory}: its policy is for {expected}, and {model.name} has {states} and "
+            f"{actions}"
+        )
+    return model

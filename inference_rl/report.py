@@ -1,0 +1,98 @@
+"""What the command prints for people: tables, and a line on how the policy fared."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from inference_rl.inference import InferenceResult
+
+
+def parameters(item: Any) -> list[str]:
+    """What the constructor of `item` takes, with defaults."""
+    return [
+        name if parameter.default is parameter.empty else f"{name}={parameter.default!r}"
+        for name, parameter in inspect.signature(item).parameters.items()
+        if name != "action_space"
+    ]
+
+
+def print_list(report: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """Routines, models and priors, as tables."""
+    console = Console()
+    for group, items in report.items():
+        table = Table("name", "what it is", "accepts", title=group, title_justify="left")
+        for name, item in items.items():
+            accepts = ", ".join(_shortened(parameter) for parameter in item["accepts"])
+            table.add_row(name, escape(item["what"]), escape(accepts))
+        console.print(table)
+
+
+def _shortened(parameter: str) -> str:
+    return parameter if len(parameter) <= 40 else parameter.partition("=")[0] + "=..."
+
+
+def print_inference(result: InferenceResult, report: dict[str, Any]) -> None:
+    """What was inferred, with units, and how it fared."""
+    target = report["settings"].get("target", "control")
+    table = Table(title=f"{result.model.name}: {report['routine']}, {target}", title_justify="left")
+    table.add_column("quantity")
+    table.add_column("value", justify="right")
+    table.add_column("unit")
+
+    def row(name: str, value: float | None, unit: str) -> None:
+        if value is not None:
+            table.add_row(name, f"{value:.6g}", unit)
+
+    row("temperature", report["temperature"], "reward")
+    row("discount", report["discount"], "")
+    row("objective J, KL form", report["objective"], "reward")
+    row("objective, entropy form", report["objective_entropy_form"], "reward")
+    row("expected return, discounted", report["expected_return"], "reward")
+    row("policy entropy, discounted sum", report["entropy"], "nats")
+    row("divergence from the prior, discounted sum", report["divergence"], "nats")
+    if result.parts.steps > 0 and report["entropy"] is not None:
+        row("policy entropy, mean per step", report["entropy"] / result.parts.steps, "nats")
+    if result.gap is not None:
+        row("log evidence, log p(O)", result.gap.log_evidence, "nats")
+        row("largest evidence lower bound, E V / temperature", result.gap.max_elbo, "nats")
+        row("gap: optimism of the posterior", result.gap.total, "nats")
+        row("  of the start", result.gap.start, "nats")
+        row("  of the policy", result.gap.policy, "nats")
+        row("  of the dynamics", result.gap.dynamics, "nats")
+    row("certified error of V, at most", report["error_bound"], "reward")
+    row("iterations", report["iterations"], "")
+    row("time", report["seconds"], "s")
+    console = Console()
+    console.print(table)
+    ties = getattr(result.details, "ties", None)
+    if ties is not None and bool((ties > 1).any()):
+        count = int((ties > 1).sum())
+        console.print(
+            f"{count} states have several optimal actions; the policy takes the first.",
+            highlight=False,
+        )
+    if result.evidence.reason is not None:
+        console.print(f"No evidence: {result.evidence.reason}.", highlight=False, markup=False)
+    if report["evaluation"] is not None:
+        print_evaluation(report["evaluation"])
+    console.print(f"Saved in {report['out']}, with a picture: policy.png", highlight=False)
+
+
+def print_evaluation(evaluation: dict[str, Any]) -> None:
+    """Return and length on the environment it ran on."""
+    error = evaluation["standard_error"]
+    spread = "" if error is None else f" ± {error:.2g} (standard error)"
+    cut = evaluation["episodes_cut_by_time_limit"]
+    Console().print(
+        f"On {evaluation['environment']}: return {evaluation['mean_return']:.4g}{spread} over "
+        f"{evaluation['episodes']} episodes of {evaluation['mean_length']:.4g} steps on average"
+        + (f", {cut} of them cut by the time limit" if cut else ""),
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

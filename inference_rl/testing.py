@@ -1,0 +1,266 @@
+"""Checks for what users write: `assert_model_valid` and `assert_prior_valid`.
+
+In the spirit of Gymnasium's `check_env`: the first thing wrong is raised as one sentence that says
+what was expected, what came, where, and what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete, Space
+from gymnasium.utils.env_checker import check_env
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+from inference_rl.distributions import checked_categoricals
+from inference_rl.environment import EnvironmentModel, WithPreviousAction
+from inference_rl.finite import FiniteModel
+from inference_rl.fixed_point import check_every_state_ends
+from inference_rl.linear_gaussian import LinearGaussianModel
+from inference_rl.priors import ActionPrior
+from inference_rl.simulate import GymnasiumModel, make
+from inference_rl.tabulation import call, checked_discrete, checked_tensor, tabulate
+
+SAMPLES = 10_000
+"""Draws from which the mass of a density outside the box is estimated."""
+
+NEGLIGIBLE_MASS = 1e-3
+"""Mass outside the box that goes unmentioned; the most that `SAMPLES` draws can tell from none."""
+
+
+def assert_model_valid(model: EnvironmentModel, prior: ActionPrior | None = None) -> list[str]:
+    """Check a model, and its action prior (or `prior` in its place).
+
+    :returns: remarks on what is legal but may not be meant.
+    :raises TypeError, ValueError: the first fault found.
+    """
+    if not isinstance(model, EnvironmentModel):
+        raise TypeError(f"expected an EnvironmentModel, got a {type(model).__name__}")
+    for name in ("state_space", "action_space"):
+        if not hasattr(model, name):
+            raise ValueError(
+                f"{model.name}: it has no {name}; set it to a gymnasium.spaces.Discrete or Box"
+            )
+    if not (isinstance(model.discount, int | float) and 0 <= model.discount <= 1):
+        raise ValueError(
+            f"{model.name}.discount: expected a number in [0, 1], got {model.discount}"
+        )
+    if isinstance(model, GymnasiumModel):
+        remarks = _check_simulator(model)
+        if prior is not None:
+            assert_prior_valid(prior, model)
+        return remarks
+    if getattr(prior, "needs_previous_action", False):
+        model = WithPreviousAction(model)
+    if isinstance(model.state_space, Discrete) and isinstance(model.action_space, Discrete):
+        return _check_finite(model, prior)
+    with _reproducible():
+        _check_continuous(model)
+    assert_prior_valid(prior or model.action_prior, model)
+    return []
+
+
+def assert_prior_valid(prior: ActionPrior, model: EnvironmentModel) -> None:
+    """Check an action prior against the action space of `model`.
+
+    :raises ValueError: no distribution, a wrong shape, mass that does not sum to one or that mostly
+        lies outside the action space, a density that is not finite on the closed box.
+    :warns UserWarning: a density with some of its mass outside the box.
+    """
+    if getattr(prior, "needs_previous_action", False):
+        model = WithPreviousAction(model)
+    with _reproducible():
+        _check_prior(prior, model)
+
+
+def _check_prior(prior: ActionPrior, model: EnvironmentModel) -> None:
+    where = f"action prior {getattr(prior, '__qualname__', type(prior).__qualname__)}"
+    space = model.action_space
+    if not isinstance(space, Discrete | Box):
+        raise ValueError(f"{where}: expected a Discrete or Box action space, got {space}")
+    if isinstance(space, Discrete) and not isinstance(model, GymnasiumModel):
+        tabulate(model, prior=prior)
+        return
+    states = _some_states(model)
+    batch = states.shape[: states.dim() - len(model.state_space.shape or ())]
+    if isinstance(space, Discrete):
+        with checked_categoricals():
+            checked_discrete(call(where, prior, states), batch, int(space.n), where)
+        return
+    chosen = _checked_continuous(call(where, prior, states), batch, space, where)
+    if isinstance(model, LinearGaussianModel):
+        return  # its actions range over all of R^d, and there may be nothing to sample
+    drawn = chosen.sample((SAMPLES // len(states),))
+    outside = float(((drawn.abs() > 1).any(-1)).double().mean())
+    if outside > 0.5:
+        raise ValueError(
+            f"{where}: expected its mass inside the action box [-1, 1]^d, got {outside:.0%} of it "
+            "outside; actions are scaled to [-1, 1] inside this library"
+        )
+    if outside > NEGLIGIBLE_MASS:
+        warnings.warn(
+            f"{where}: {outside:.1%} of its mass lies outside the action box [-1, 1]^d, where no "
+            "policy can go; GaussianPrior truncates and renormalises",
+            stacklevel=3,
+        )
+    edges = [torch.full_like(drawn[:1], edge) for edge in (-1.0, 1.0)]
+    for actions in (*edges, drawn.clamp(-1, 1)):
+        density = chosen.log_prob(actions)
+        wrong = ~torch.isfinite(density)
+        if wrong.any():
+            at = ", ".join(f"{x:.3g}" for x in actions.expand_as(drawn[: len(actions)])[wrong][0])
+            raise ValueError(
+                f"{where}: expected a finite density on the whole closed box, got log-density "
+                f"{density[wrong][0].item()} at [{at}]; saturated actions do reach its edges, "
+                "where GaussianPrior and UniformPrior are finite"
+            )
+
+
+def _check_finite(model: EnvironmentModel, prior: ActionPrior | None) -> list[str]:
+    finite = tabulate(model, prior=prior)
+    if finite.discount == 1 and finite.horizon is None:
+        check_every_state_ends(
+            finite.csr, finite.log_prior.detach().numpy(), finite.is_terminal.numpy()
+        )
+    if isinstance(model, FiniteModel):
+        return []
+    _check_batches(model)
+    return _unpaid_rewards(model, finite)
+
+
+def _check_batches(model: EnvironmentModel) -> None:
+    """Transition and reward for a single state and for a matrix of them, not just for a row."""
+    assert isinstance(model.state_space, Discrete)
+    size = int(model.state_space.n)
+    live = (~model.terminal(torch.arange(size))).nonzero().squeeze(-1)
+    if not len(live):
+        return
+    of = model.name
+    for shape in ((), (2, 1)):
+        state = live[:1].expand(shape) if shape else live[0]
+        action = torch.zeros_like(state)
+        with checked_categoricals(), _reproducible():
+            step = call(f"{of}.transition", model.transition, state, action)
+            after = checked_discrete(step, state.shape, size, f"{of}.transition").sample()
+        for name, arguments in (("reward", (state, action, after)), ("terminal", (state,))):
+            value = call(f"{of}.{name}", getattr(model, name), *arguments)
+            checked_tensor(value, state.shape, f"{of}.{name}")
+
+
+def _unpaid_rewards(model: EnvironmentModel, finite: FiniteModel) -> list[str]:
+    """A reward for being in a terminal state that entering it does not pay: it is never paid."""
+    entered = torch.zeros_like(finite.is_terminal)
+    entered[finite.successors.long()] = True
+    paid_on_entry = torch.zeros_like(finite.is_terminal)
+    paid_on_entry[finite.successors[finite.rewards != 0].long()] = True
+    ended = (finite.is_terminal & entered & ~paid_on_entry).nonzero().squeeze(-1)[:1000]
+    state = ended.repeat_interleave(finite.num_actions)
+    action = torch.arange(finite.num_actions).repeat(len(ended))
+    pays = model.reward(state, action, state) != 0
+    if not pays.any():
+        return []
+    return [
+        f"state {state[pays][0].item()} is terminal, so the reward for staying there is never "
+        "paid, and the step that enters it pays nothing; if it should, let reward look at "
+        "next_state"
+    ]
+
+
+def _check_continuous(model: EnvironmentModel) -> None:
+    action_space = model.action_space
+    if not isinstance(action_space, Box) or not isinstance(model.state_space, Box):
+        raise ValueError(
+            f"{model.name}: expected Discrete or Box state and action spaces of the same kind, got "
+            f"{model.state_space} and {action_space}"
+        )
+    bounded = bool((action_space.low == -1).all() and (action_space.high == 1).all())
+    if not bounded and not isinstance(model, LinearGaussianModel):
+        raise ValueError(
+            f"{model.name}.action_space: expected the box [-1, 1]^d, got {action_space}; scale the "
+            "action inside transition and reward"
+        )
+    states = _some_states(model)
+    actions = torch.rand((len(states), *action_space.shape), dtype=states.dtype) * 2 - 1
+    where, batch = f"{model.name}.transition", states.shape[:-1]
+    step = call(where, model.transition, states, actions)
+    after = _checked_continuous(step, batch, model.state_space, where).sample()
+    _check_finite_numbers(after, where)
+    ended = call(f"{model.name}.terminal", model.terminal, after)
+    checked_tensor(ended, batch, f"{model.name}.terminal", torch.bool)
+    reward = call(f"{model.name}.reward", model.reward, states, actions, after)
+    _check_finite_numbers(
+        checked_tensor(reward, batch, f"{model.name}.reward"), f"{model.name}.reward"
+    )
+
+
+def _checked_continuous(
+    result: Any, batch: torch.Size, space: Space[Any], where: str
+) -> TorchDistribution:
+    """`result`, if it is a distribution over `space` of this batch shape.
+
+    :raises ValueError: it is none; says what was expected and what came.
+    """
+    if not isinstance(result, torch.distributions.Distribution):
+        raise ValueError(f"{where}: expected a Pyro distribution, got a {type(result).__name__}")
+    if result.batch_shape != batch or result.event_shape != space.shape:
+        raise ValueError(
+            f"{where}: expected batch shape {tuple(batch)} and event shape {space.shape}, got "
+            f"{tuple(result.batch_shape)} and {tuple(result.event_shape)}; .to_event(1) makes the "
+            "last dimension an event"
+        )
+    return result  # type: ignore[return-value]
+
+
+def _check_finite_numbers(values: Tensor, where: str) -> None:
+    wrong = ~torch.isfinite(values)
+    if wrong.any():
+        raise ValueError(f"{where}: expected finite numbers, got {values[wrong][0].item()}")
+
+
+def _check_simulator(model: GymnasiumModel) -> list[str]:
+    environment = make(model)
+    remarks = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            check_env(environment.unwrapped, skip_render_check=True)
+        remarks = [_GYMNASIUM_DRESS.sub("", str(warning.message)) for warning in caught]
+    except (AssertionError, gymnasium.error.Error) as error:
+        raise ValueError(f"{model.name}: Gymnasium's check_env says: {error}") from error
+    finally:
+        environment.close()
+    return [*remarks, "it is a simulator: its dynamics can be sampled, but not inferred exactly"]
+
+
+_GYMNASIUM_DRESS = re.compile(r"\x1b\[\d*m|WARN: ")
+"""Colours and the word that Gymnasium puts around what it warns of."""
+
+
+def _some_states(model: EnvironmentModel) -> Tensor:
+    """Eight states that `model` can start in, (8, d)."""
+    if isinstance(model, GymnasiumModel):
+        environment = make(model)
+        observations = [environment.reset(seed=seed)[0] for seed in range(8)]
+        environment.close()
+        return torch.as_tensor(np.stack(observations))
+    where = f"{model.name}.initial_state"
+    start = call(where, model.initial_state)
+    states: Tensor = _checked_continuous(start, torch.Size(), model.state_space, where).sample((8,))
+    _check_finite_numbers(states, where)
+    return states
+
+
+@contextlib.contextmanager
+def _reproducible() -> Iterator[None]:
+    """The same draws every time, and torch's own random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
