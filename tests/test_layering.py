@@ -1,0 +1,103 @@
+"""Imports point one way, and heavy libraries stay where they belong."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = [
+    {"runs", "distributions", "truncated_normal"},
+    {"priors", "policies", "temperature", "environment"},
+    {"trajectory"},
+    {
+        "finite",
+        "tabulation",
+        "toy_text",
+        "linear_gaussian",
+        "simulate",
+        "targets",
+        "backups",
+        "bellman_operators",
+        "policy_evaluation",
+        "fixed_point",
+        "linear_gaussian_backup",
+        "linear_gaussian_evidence",
+        "riccati",
+        "finite_messages",
+        "models",
+    },
+    {"learning"},
+    {"inference"},
+    {"derivation", "diagnostics", "testing"},
+    {"report"},
+    {"cli"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+ROUTINES = {"exact", "sql", "sac", "policy_gradient", "pcl", "reps", "soft_ddpg", "soft_td3"}
+
+
+def sources() -> list[Path]:
+    inside = (ROOT / "inference_rl").rglob("*.py")
+    files = [p for p in [*inside, *(ROOT / "models").glob("*.py")] if p.stem != "__init__"]
+    return [*sorted(files), ROOT / "inference_rl/inference/__init__.py"]
+
+
+def layer_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return "models" if parts[0] == "models" else parts[1]
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Full names of the modules imported anywhere in a file, functions included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def violations(path: Path, tree: ast.AST) -> list[str]:
+    own = layer_of(path)
+    found = []
+    for name in imports(tree):
+        parts = name.split(".")
+        if parts[0] != "inference_rl" or len(parts) < 2 or parts[1] not in RANK:
+            continue
+        if RANK[parts[1]] > RANK[own]:
+            found.append(f"{path.name} ({own}) imports {name}")
+        if own == "inference" and parts[1] == "inference" and len(parts) > 2:
+            routines = [
+                next((r for r in ROUTINES if s.startswith(r)), None) for s in (path.stem, parts[2])
+            ]
+            if None not in routines and routines[0] != routines[1]:
+                found.append(f"{path.name} imports another routine: {name}")
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    assert layer_of(path) in RANK, f"{path}: say in LAYERS where it belongs"
+    assert violations(path, ast.parse(path.read_text())) == []
+
+
+def test_the_check_sees_upward_and_sideways_imports() -> None:
+    up = ast.parse("def f():\n    from inference_rl.inference import infer")
+    assert violations(ROOT / "inference_rl/trajectory.py", up)
+    sideways = ast.parse("from inference_rl.inference.reps import REPS")
+    assert violations(ROOT / "inference_rl/inference/exact_finite.py", sideways)
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_plotting_is_imported_in_diagnostics_only_and_lazily(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    heavy = {"arviz", "matplotlib"}
+    if layer_of(path) != "diagnostics":
+        assert not {n.split(".")[0] for n in imports(tree)} & heavy
+    top = ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+    assert not {n.split(".")[0] for n in imports(top)} & heavy
