@@ -109,8 +109,8 @@ class ControlBackup:
     """Soft Bellman backup, V(s) = temperature · log Σ_a ρ(a|s) exp(Q(s,a) / temperature).
 
     Q = reward + discount · P V; at temperature zero V(s) = max of Q over allowed actions.
-    Levine 2018 (1805.00909), eqs. 8 and 9 with a general prior and the expectation over next states
-    outside the exponential (§3.2 there).
+    Levine 2018 (1805.00909), §3.1, with a general prior and the expectation over next states
+    outside the exponential.
     """
 
     def __init__(
@@ -168,11 +168,15 @@ class ControlBackup:
         return backed_up
 
     def _soften(self, q: np.ndarray, best: np.ndarray, states: slice) -> np.ndarray:
-        growth = q - best[:, None]
+        growth = _columns_minus(q, best)
         growth /= self.temperature
         if self._folded:
             np.exp(growth, out=growth)
-            return best + self.temperature * np.log(_row_sum(growth))
+            total = np.log(growth.sum(axis=0))
+            total *= self.temperature
+            total += best
+            return total
+        growth = growth.T
         # log1p(Σ ρ expm1) keeps its digits however large the temperature is.
         np.expm1(growth, out=growth)
         growth *= self.prior[states]
@@ -392,6 +396,17 @@ def _row_max(table: np.ndarray) -> np.ndarray:
     for column in range(1, table.shape[1]):
         np.maximum(best, table[:, column], out=best)
     return best
+
+
+def _columns_minus(table: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """table.T - vector."""
+    if table.shape[1] > _NARROW:
+        return (table - vector[:, None]).T
+    # One column after another is contiguous from here on.
+    difference = np.empty(table.shape[::-1])
+    for column, row in enumerate(difference):
+        np.subtract(table[:, column], vector, out=row)
+    return difference
 
 
 def _row_sum(table: np.ndarray) -> np.ndarray:

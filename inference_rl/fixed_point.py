@@ -40,6 +40,7 @@ _PATIENCE = 10
 _HOPELESS = 1000
 _DIVERGED = 1e15
 _CERTIFICATES = 10
+_PROOF_SWEEPS = 500
 _LOST = 1e4
 _POLISH_STATES = 4096
 _ACCURACY = 0.05
@@ -196,7 +197,10 @@ def _newton(
         candidate, bound = _interval(operator, value, change, rounding, closed)
         size = float(np.abs(candidate).max(initial=0.0))
         target = max(absolute, relative * size)
-        if bound > target and not closed and (residual <= min(target, attempt) or settled):
+        due = residual <= min(target, attempt) and not (
+            evaluate.sweeping and _sweeps_to(target, bound, operator.slope[1]) < _PROOF_SWEEPS
+        )
+        if bound > target and not closed and (due or settled):
             # Verifying costs a solve: try again only once much has been gained.
             attempt = residual / 30
             proven, passes = _supersolution(
@@ -205,6 +209,7 @@ def _newton(
             backups += passes
             bound = min(bound, proven)
         improved = bound < 0.5 * best_bound or residual < 0.5 * lowest or evaluate.sweeping
+        improved |= evaluate.mixing and not settled
         stalled = 0 if improved else stalled + 1
         if bound < best_bound or (bound == best_bound and residual < best_residual):
             best, best_bound = candidate, bound
@@ -215,7 +220,10 @@ def _newton(
             break
         if (settled and stalled > 1) or stalled > _HOPELESS or iteration >= _ITERATIONS:
             break
-        if not size <= _DIVERGED * max(first, 1.0 if polish else first):
+        # Of V itself: far from V*, the middle of a wide interval is farther than any divergence.
+        reach = float(np.abs(value).max(initial=0.0))
+        diverged = not reach <= _DIVERGED * max(first, 1.0 if polish else first)
+        if diverged or not np.isfinite(residual):
             break
         iteration += 1
         now = time.monotonic()
@@ -259,6 +267,13 @@ def _interval(
     # The two sums above, and the two quotients, are themselves rounded.
     written = 4 * UNIT_ROUNDOFF * (float(np.abs(middle).max()) + abs(upper) + abs(lower))
     return middle, ((upper - lower) / 2 + written) * (1 + 8 * UNIT_ROUNDOFF)
+
+
+def _sweeps_to(target: float, bound: float, slope: float) -> float:
+    """Plain backups after which `bound` meets `target` by contraction alone."""
+    if not (0 < target <= bound < np.inf and slope < 1):
+        return np.inf
+    return float(np.log(target / bound) / np.log(slope)) if slope > 0 else 1.0
 
 
 def _supersolution(

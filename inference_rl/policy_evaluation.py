@@ -4,7 +4,8 @@ Which method is best depends on the graph, and the graph is not known beforehand
 tried from the cheapest to the surest, and one that is too slow is not tried again:
 
 1. few states: dense LU.
-2. policies mix fast: sum the series b + J b + J² b + ... until what is left is a constant.
+2. policies mix fast: sum the series b + J b + J² b + ... until what is left is a constant. Where
+   they mix at once, plain backups do as well, and J is never formed.
 3. every state sees only its neighbours along a line or a ring: reverse Cuthill-McKee, banded LU.
    A discount near one costs nothing here.
 4. sheets, and up to a thousand states of any shape: sparse LU (SuperLU).
@@ -26,8 +27,10 @@ from scipy.sparse.linalg import LinearOperator, bicgstab, splu
 from inference_rl.bellman_operators import StateBlocks
 
 _DENSE_STATES = 300
+_MIXED = 0.6
 _SERIES_TERMS = 60
 _SLOW = 0.85
+_SETTLING = 0.01
 _SMALL_STATES = 4096
 _SPARSE_STATES = 1024
 _SHEET_STATES = 200_000
@@ -49,6 +52,11 @@ class PolicyEvaluation:
         self._graph, self._discount, self._closed = graph, discount, closed
         self._method = self._dense if graph.shape[0] <= _DENSE_STATES else self._series
         self._sweeps_left = self._sweeps = 0
+        self._may_sweep = False
+        self._mixing = closed and discount < 1 and self._method == self._series
+        self._backups, self._recent_spread = 0, np.inf
+        self._factors: tuple[np.ndarray, np.ndarray] | None = None
+        self._last_size = np.inf
         self.products = 0
         """Products with J so far."""
 
@@ -62,14 +70,33 @@ class PolicyEvaluation:
         """Whether Newton steps are plain backups for now."""
         return self._sweeps_left > 0
 
+    @property
+    def mixing(self) -> bool:
+        """Whether Newton steps are plain backups, and all values still approach one another."""
+        return self._mixing
+
     def __call__(
         self, linearise: Callable[[], csr_array], right: np.ndarray, *, accuracy: float
     ) -> np.ndarray:
         """A Newton step: `solve`, or b itself while sweeping, when J is not even formed."""
+        if self._mixing:
+            self._watch_mixing(right)
+        if self._mixing:
+            # J b is not known, but a constant is its own image but for the discount.
+            middle = (right.max() + right.min()) / 2
+            return right + self._discount / (1 - self._discount) * middle
         if self._sweeps_left > 0:
             self._sweeps_left -= 1
             return right
-        return self.solve(linearise(), right, accuracy=accuracy)
+        size = float(np.abs(right).max(initial=0.0))
+        reuse, self._last_size = size <= _SETTLING * self._last_size, size
+        if reuse and self._factors is not None:
+            # So near the fixed point J hardly changes, and new factors cost far more than its last.
+            return self._substitute(right)
+        self._may_sweep = True
+        step = self.solve(linearise(), right, accuracy=accuracy)
+        self._may_sweep = False
+        return step
 
     def solve(self, matrix: csr_array, right: np.ndarray, *, accuracy: float) -> np.ndarray:
         """x of shape (S,) whose residual is about `accuracy` times that of x = 0; best effort."""
@@ -82,6 +109,18 @@ class PolicyEvaluation:
     def retreat(self) -> None:
         """Newton steps do not help from here: sweep for a while, longer each time."""
         self._sweeps_left = self._sweeps = max(8, 2 * self._sweeps)
+
+    def _watch_mixing(self, change: np.ndarray) -> None:
+        """Stop plain backups unless the last two shrank the spread of their changes fast."""
+        if self._backups % 2 == 0:
+            spread = self._spread(change)
+            # Noise dies out at once everywhere: only what comes after it tells the rate.
+            if self._backups > 4 and spread > _MIXED**2 * self._recent_spread:
+                self._mixing = False
+                if spread > _SLOW**2 * self._recent_spread:
+                    self._choose_slow()
+            self._recent_spread = spread
+        self._backups += 1
 
     def _dense(self, matrix: csr_array, right: np.ndarray, accuracy: float) -> np.ndarray:
         system = np.eye(right.size) - matrix.toarray()
@@ -103,6 +142,8 @@ class PolicyEvaluation:
                 # Noise dies out at once everywhere: only what comes after it tells the rate.
                 if count > 4 and spread > _SLOW**4 * recent and self._method == self._series:
                     self._choose_slow()
+                    if self._may_sweep and self._sweeps_left > 0:
+                        return right
                     return self._method(matrix, right, accuracy)
                 recent = spread
         if self._closed and self._discount < 1:
@@ -172,6 +213,7 @@ class PolicyEvaluation:
             return np.zeros_like(right)
 
     def _banded(self, matrix: csr_array, right: np.ndarray, accuracy: float) -> np.ndarray:
+        self._factors = None  # lest two of them be held
         # LAPACK's band storage, one column of the matrix after another, with room for pivoting.
         below, above = self._band
         height = 2 * below + above + 1
@@ -181,12 +223,16 @@ class PolicyEvaluation:
         position += below + above
         band = np.bincount(position, weights=-matrix.data, minlength=height * right.size)
         band[below + above :: height] += 1
-        *_, solution, failed = lapack.dgbsv(
-            below,
-            above,
-            band.reshape(right.size, height).T,
-            right[self._order],
-            overwrite_ab=True,
-            overwrite_b=True,
+        factors, pivots, failed = lapack.dgbtrf(
+            band.reshape(right.size, height).T, below, above, overwrite_ab=True
         )
-        return np.zeros_like(right) if failed else solution[self._place]
+        if failed:
+            return np.zeros_like(right)
+        self._factors = factors, pivots
+        return self._substitute(right)
+
+    def _substitute(self, right: np.ndarray) -> np.ndarray:
+        assert self._factors is not None
+        factors, pivots = self._factors
+        solution, _ = lapack.dgbtrs(factors, *self._band, right[self._order], pivots)
+        return solution[self._place]

@@ -11,6 +11,7 @@ from scipy.sparse import csr_array
 
 from inference_rl.bellman_operators import ControlBackup
 from inference_rl.fixed_point import FixedPoint, solve_control, solve_posterior
+from inference_rl.policy_evaluation import PolicyEvaluation
 
 DIGITS = 60
 
@@ -152,6 +153,17 @@ def test_control_is_within_its_bound_and_the_bound_is_near_rounding(
         assert error <= 10 * 2e-16 * horizon * scale + 1e-320 * horizon
     assert found.converged
     assert (found.value[model["terminal"]] == 0).all()
+
+
+def test_a_step_that_goes_far_off_near_discount_one_is_not_taken_for_divergence() -> None:
+    # Against V = 0 state 1 stays where it loses for ever; leaving pays, of vanishing prior.
+    transition = np.zeros((2, 2, 2))
+    transition[0, :, 0] = transition[1, 0, 0] = transition[1, 1, 1] = 1
+    reward = np.array([[0.003, 0.003], [-0.003, -0.003]])
+    prior = np.array([[0.5, 0.5], [1e-300, 1.0]])
+    found = control(transition, reward, discount=1 - 1e-9, temperature=3e-4, prior=prior)
+    assert found.converged
+    assert found.value == pytest.approx([3e6, 3e6], rel=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-2, 1.0, 1e3, 1e9])
@@ -430,6 +442,96 @@ def test_a_closed_ring_beyond_small_sizes_is_certified() -> None:
         if temperature:
             top = top + 0.1 * np.log(np.exp((q - top[:, None]) / 0.1).mean(axis=1))
         assert np.abs(top - found.value).max() <= 1e-6 * 1e-4 + 1e-11
+
+
+def random_steps(states: int) -> tuple[csr_array, np.ndarray, np.ndarray]:
+    """Eight successors anywhere."""
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, states, states * 16)
+    weight = rng.dirichlet(np.full(8, 5.0), states * 2).ravel()
+    starts = np.arange(0, states * 16 + 1, 8)
+    matrix = csr_array((weight, target, starts), shape=(2 * states, states))
+    return matrix, rng.random((states, 2)), np.zeros(states, dtype=bool)
+
+
+def lattice(side: int, dimensions: int, *, ends: bool) -> tuple[csr_array, np.ndarray, np.ndarray]:
+    """Moves along axes of a box, that slip to a neighbour; one corner may be the goal."""
+    states = side**dimensions
+    rng = np.random.default_rng(0)
+    place = np.array(np.unravel_index(np.arange(states), (side,) * dimensions))
+    rows = []
+    for axis in range(dimensions):
+        for sign in (-1, 1):
+            near = place.copy()
+            near[axis] = np.clip(near[axis] + sign, 0, side - 1)
+            slip = place.copy()
+            slip[(axis + 1) % dimensions] = np.clip(slip[(axis + 1) % dimensions] + 1, 0, side - 1)
+            rows.append([near, slip])
+    target = np.ravel_multi_index(tuple(np.moveaxis(rows, 2, 0)), (side,) * dimensions)
+    target = np.moveaxis(target, 2, 0)
+    actions = 2 * dimensions
+    live = states - ends
+    starts = np.minimum(np.arange(states * actions + 1), live * actions) * 2
+    weight = np.tile([0.8, 0.2], live * actions)
+    matrix = csr_array((weight, target[:live].ravel(), starts), shape=(states * actions, states))
+    terminal = np.arange(states) >= live
+    reward = np.where(terminal[:, None], 0.0, rng.random((states, actions)) - ends)
+    return matrix, reward, terminal
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("model", "discount"),
+    [
+        pytest.param(random_steps(5000), 0.99, id="random"),
+        pytest.param(lattice(70, 2, ends=True), 0.99, id="sheet with an end"),
+        pytest.param(lattice(17, 3, ends=True), 1.0, id="box with an end, no discount"),
+        pytest.param(lattice(17, 3, ends=False), 0.999, id="closed box"),
+    ],
+)
+def test_large_models_of_every_shape_agree_with_value_iteration(
+    model: tuple[csr_array, np.ndarray, np.ndarray], discount: float, temperature: float
+) -> None:
+    matrix, reward, terminal = model
+    found = solve_control(
+        matrix,
+        reward,
+        np.full(reward.shape, -np.log(reward.shape[1])),
+        terminal=terminal,
+        discount=discount,
+        temperature=temperature,
+        absolute=1e-6,
+        relative=0.0,
+    )
+    assert found.error_bound <= 1e-6
+    value = found.value
+    for _ in range(300):
+        q = reward + discount * (matrix @ value).reshape(reward.shape)
+        top = q.max(axis=1)
+        if temperature:
+            weight = np.exp((q - top[:, None]) / temperature)
+            top = top + temperature * np.log(weight.mean(axis=1))
+        value = np.where(terminal, 0, top)
+    assert np.abs(value - found.value).max() <= found.error_bound * (1 + discount**300) + 1e-11
+    if matrix.indices.size == 80_000:
+        assert found.backups == found.iterations + 1, "mixing needs no product with a policy"
+
+
+def test_factors_are_used_again_near_the_fixed_point() -> None:
+    states = 1000
+    here = np.arange(states)
+    neighbours = np.concatenate([(here + 1) % states, (here - 1) % states])
+    graph = csr_array((np.full(2 * states, 0.4995), (np.tile(here, 2), neighbours)))
+    evaluate = PolicyEvaluation(graph, discount=0.999, closed=True)
+    right = np.random.default_rng(0).normal(size=states)
+    while evaluate.mixing:
+        evaluate(lambda: graph, right, accuracy=0.05)
+    assert evaluate.direct
+    evaluate(lambda: graph, right, accuracy=0.05)
+    near = evaluate(lambda: pytest.fail("J is not needed"), right / 1000, accuracy=0.05)
+    np.testing.assert_allclose(near - graph @ near, right / 1000, atol=1e-12)
+    slower = evaluate(lambda: 0.5 * graph, right / 2000, accuracy=0.05)
+    np.testing.assert_allclose(slower - 0.5 * graph @ slower, right / 2000, atol=1e-12)
 
 
 def test_backup_is_a_contraction_by_the_discount_and_monotone() -> None:
