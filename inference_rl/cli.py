@@ -16,6 +16,7 @@ import math
 import re
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 PATIENCE = 2.0
 """Seconds before progress is shown."""
+
+LOG_EVERY = 10.0
+"""Seconds between lines of progress where stderr is no terminal."""
 
 Json = Annotated[
     dict[str, Any] | None,
@@ -115,6 +119,8 @@ class Infer:
 
         if self.episodes < 0:
             raise ValueError(f"--episodes: expected 0 or more, got {self.episodes}")
+        if self.seed < 0:
+            raise ValueError(f"--seed: expected 0 or more, got {self.seed}")
         with _progress() as progress, contextlib.ExitStack() as stack:
             model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
             prior = self._load_prior(model)
@@ -280,6 +286,9 @@ def main(arguments: list[str] | None = None) -> None:
         stdout = contextlib.redirect_stdout(sys.stderr) if command.json else None
         with stdout or contextlib.nullcontext():
             report = command.run()
+    except BrokenPipeError:  # whoever read our output has had enough
+        sys.stderr.close()
+        raise SystemExit(141) from None
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -381,12 +390,26 @@ def _progress() -> Iterator[Callable[[str], None]]:
     timer = threading.Timer(PATIENCE, status.start)
     timer.daemon = True
     timer.start()
+    said: set[str] = set()
+    spoken = time.monotonic()
+
+    def warn(message: Warning | str, *_: Any) -> None:
+        if str(message) not in said:  # inferring and evaluating may warn of the same
+            said.add(str(message))
+            console.print(f"warning: {message}", markup=False, highlight=False)
+
+    def update(words: str) -> None:
+        nonlocal spoken
+        status.update(words)
+        if not console.is_terminal and time.monotonic() - spoken > LOG_EVERY:
+            spoken = time.monotonic()
+            console.print(words, markup=False, highlight=False)
+
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: console.print(
-                f"warning: {message}", markup=False, highlight=False
-            )
-            yield lambda words: status.update(words)
+            warnings.simplefilter("always")
+            warnings.showwarning = warn  # type: ignore[assignment]
+            yield update
     finally:
         timer.cancel()
         timer.join()

@@ -131,7 +131,7 @@ class SparseCategorical(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         match = self.states == value.unsqueeze(-1)
         probs = torch.where(match, self.probs, 0.0).sum(-1)
-        return _log(probs)
+        return log_or_impossible(probs)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         if self.size is None:
@@ -199,12 +199,12 @@ def categorical(probs: Tensor) -> TorchDistribution:
     in 10^7 times (float32), and any reward can buy it.
     """
     distribution = dist.Categorical(probs=probs)
-    distribution.logits = _log(distribution.probs)
+    distribution.logits = log_or_impossible(distribution.probs)
     return distribution
 
 
-def _log(probs: Tensor) -> Tensor:
-    """log, -inf at zero with a gradient of zero there."""
+def log_or_impossible(probs: Tensor) -> Tensor:
+    """log of probabilities, -inf for zero, whose gradient is zero there (that of log is NaN)."""
     possible = probs > 0
     return torch.where(possible, torch.where(possible, probs, 1.0).log(), -torch.inf)
 

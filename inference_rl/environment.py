@@ -20,6 +20,9 @@ from torch import Tensor
 from inference_rl.distributions import SparseCategorical, as_discrete, as_probs
 from inference_rl.priors import UniformPrior
 
+MOST_LABELS = 10_000
+"""States beyond this many are called by number once they remember an action."""
+
 
 class EnvironmentModel(abc.ABC):
     """A Markov decision process as a probabilistic program.
@@ -35,6 +38,7 @@ class EnvironmentModel(abc.ABC):
     :ivar gymnasium_id, gymnasium_kwargs: the Gymnasium environment that a policy is evaluated on,
         if the model describes one.
     :ivar name: what to call the model, its class unless set.
+    :ivar remembers_action: whether its states are those of `WithPreviousAction`.
     :ivar origin: the arguments with which `load_target` found the model, if it did.
     :ivar layout: how to draw the states, if they lie on a grid.
     :ivar state_labels, action_labels: what to call them in tables and pictures, if not by number.
@@ -47,6 +51,7 @@ class EnvironmentModel(abc.ABC):
     gymnasium_id: str | None = None
     gymnasium_kwargs: dict[str, Any] = {}  # noqa: RUF012 (a default that is never mutated)
     name: str = ""
+    remembers_action: bool = False
     origin: dict[str, Any] | None = None
     layout: GridLayout | None = None
     state_labels: Sequence[str] | None = None
@@ -115,6 +120,8 @@ class WithPreviousAction(EnvironmentModel):
     State s after action a is s·(|A|+1) + a; before the first action, s·(|A|+1) + |A|.
     """
 
+    remembers_action = True
+
     def __init__(self, model: EnvironmentModel) -> None:
         if not (
             isinstance(model.state_space, Discrete) and isinstance(model.action_space, Discrete)
@@ -132,6 +139,17 @@ class WithPreviousAction(EnvironmentModel):
         self.gymnasium_id, self.gymnasium_kwargs = model.gymnasium_id, model.gymnasium_kwargs
         self.name, self.origin = model.name, model.origin
         self.action_labels = model.action_labels
+        if self.states * self.width <= MOST_LABELS:
+            self.state_labels = self._labels()
+
+    def _labels(self) -> tuple[str, ...]:
+        states, actions = self.model.state_labels, self.model.action_labels
+        layout = self.model.layout
+        if states is None and layout is not None:
+            states = [str(divmod(s, layout.columns)) for s in range(self.states)]
+        before = states or [f"state {s}" for s in range(self.states)]
+        after = [f"after {a}" for a in actions or range(self.actions)] + ["at the start"]
+        return tuple(f"{state}, {action}" for state in before for action in after)
 
     def initial_state(self) -> TorchDistribution:
         probs = as_probs(self.model.initial_state(), self.states)

@@ -21,7 +21,13 @@ from gymnasium.spaces import Discrete
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from inference_rl.distributions import ROW_SUM_TOLERANCE, SparseCategorical, check_probabilities
+from inference_rl.distributions import (
+    ROW_SUM_TOLERANCE,
+    SparseCategorical,
+    categorical,
+    check_probabilities,
+    log_or_impossible,
+)
 from inference_rl.environment import EnvironmentModel
 
 
@@ -62,12 +68,12 @@ class FiniteModel(EnvironmentModel):
     # ---- the model as a program ------------------------------------------------------------------
 
     def initial_state(self) -> TorchDistribution:
-        return dist.Categorical(probs=self.initial)
+        return categorical(self.initial)
 
     def transition(self, state: Tensor, action: Tensor) -> TorchDistribution:
         slots, inside = self.slots(state, action)
-        states = torch.where(inside, _take(self.successors, slots).long(), 0)
-        probs = torch.where(inside, _take(self.probabilities, slots), 0.0)
+        states = torch.where(inside, take(self.successors, slots).long(), 0)
+        probs = torch.where(inside, take(self.probabilities, slots), 0.0)
         ended = self.is_terminal[state].unsqueeze(-1)
         states = torch.where(ended, state.unsqueeze(-1), states)
         first = torch.nn.functional.one_hot(torch.tensor(0), states.shape[-1]).to(probs.dtype)
@@ -75,14 +81,14 @@ class FiniteModel(EnvironmentModel):
 
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         slots, inside = self.slots(state, action)
-        match = inside & (_take(self.successors, slots) == next_state.unsqueeze(-1))
-        return torch.where(match, _take(self.rewards, slots), 0.0).sum(-1)
+        match = inside & (take(self.successors, slots) == next_state.unsqueeze(-1))
+        return torch.where(match, take(self.rewards, slots), 0.0).sum(-1)
 
     def terminal(self, state: Tensor) -> Tensor:
         return self.is_terminal[state]
 
     def action_prior(self, state: Tensor) -> TorchDistribution:
-        return dist.Categorical(probs=self.log_prior[state].exp())
+        return dist.Categorical(logits=self.log_prior[state])
 
     @property
     def can_end(self) -> bool:
@@ -223,7 +229,7 @@ class FiniteModel(EnvironmentModel):
         """
         rows, columns, probabilities, order, shape = _coordinates(transition)
         states, actions = shape
-        table = torch.as_tensor(reward, dtype=torch.float64)
+        table = _from_array(reward).double()
         rewards = _along_entries(table, rows, columns, order, shape)
         ended = _as_tensor(terminal, (states,), "terminal", torch.bool, default=False)
         if table.shape == shape:  # says what is paid even where there is no transition
@@ -254,6 +260,7 @@ class FiniteModel(EnvironmentModel):
         self.gymnasium_id, self.gymnasium_kwargs = model.gymnasium_id, model.gymnasium_kwargs
         self.name, self.origin, self.layout = model.name, model.origin, model.layout
         self.state_labels, self.action_labels = model.state_labels, model.action_labels
+        self.remembers_action = model.remembers_action
         self.observe = model.observe  # type: ignore[method-assign]
         return self
 
@@ -261,8 +268,10 @@ class FiniteModel(EnvironmentModel):
         actions = self.num_actions
         if not 0 <= self.discount <= 1:
             raise ValueError(f"discount: expected a number in [0, 1], got {self.discount}")
-        if self.horizon is not None and self.horizon < 1:
-            raise ValueError(f"horizon: expected at least one step or None, got {self.horizon}")
+        if self.horizon is not None and not (isinstance(self.horizon, int) and self.horizon >= 1):
+            raise ValueError(
+                f"horizon: expected a whole number of steps >= 1 or None, got {self.horizon!r}"
+            )
         if not torch.isfinite(self.rewards).all():
             row = int(self.rows()[~torch.isfinite(self.rewards)][0])
             raise ValueError(
@@ -297,13 +306,8 @@ class FiniteModel(EnvironmentModel):
             )
 
 
-def log_or_impossible(probs: Tensor) -> Tensor:
-    """log of probabilities, -inf for zero, whose gradient is zero there (that of log is NaN)."""
-    possible = probs > 0
-    return torch.where(possible, torch.where(possible, probs, 1.0).log(), -torch.inf)
-
-
-def _take(values: Tensor, slots: Tensor) -> Tensor:
+def take(values: Tensor, slots: Tensor) -> Tensor:
+    """values[slots], zeros where there are no values at all."""
     return values[slots] if len(values) else values.new_zeros(slots.shape)  # every state terminal
 
 
@@ -337,7 +341,7 @@ def _coordinates(
         rows, columns = torch.from_numpy(coo.row).long(), torch.from_numpy(coo.col).long()
         values, matrix = None, coo.shape
     else:
-        dense = torch.as_tensor(transition)
+        dense = _from_array(transition)
         if dense.dim() != 3 or dense.shape[0] != dense.shape[2] or 0 in dense.shape:
             raise ValueError(
                 f"transition: expected shape (S, A, S), or a sparse matrix (S·A, S), got "
@@ -385,12 +389,19 @@ def _as_tensor(
 ) -> Tensor:
     if value is None:
         return torch.full(shape, default, dtype=dtype)
-    table = torch.as_tensor(value)
+    table = _from_array(value)
     if table.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(table.shape)}")
     if dtype == torch.bool and table.dtype != torch.bool:
         raise ValueError(f"{name}: expected booleans, got {table.dtype}")
     return table.to(dtype)
+
+
+def _from_array(value: Any) -> Tensor:
+    # torch warns of arrays that are not writable, though nobody writes to them here.
+    if isinstance(value, np.ndarray) and not value.flags.writeable:
+        value = value.copy()
+    return torch.as_tensor(value)
 
 
 def _pointers(rows: Tensor, count: int) -> Tensor:

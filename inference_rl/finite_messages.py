@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from inference_rl.backups import control_q, posterior_q, soft_policy, soft_value
-from inference_rl.finite import FiniteModel, log_or_impossible
+from inference_rl.distributions import log_or_impossible
+from inference_rl.finite import FiniteModel
 from inference_rl.fixed_point import FixedPoint, solve_control, solve_posterior
 
 Progress = Callable[[str], None]

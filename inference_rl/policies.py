@@ -57,26 +57,26 @@ class TabularPolicy(Policy):
 
     def __init__(self, probs: Tensor) -> None:
         super().__init__()
-        # The buffer is detached; `probs` keeps the graph for those who differentiate through it.
         self.register_buffer("table", probs.detach())
-        self._probs = probs
+        # A buffer has no graph; those who differentiate through the policy need it.
+        self._graph = probs if probs.requires_grad else None
 
     @property
     def probs(self) -> Tensor:
         """π as a table, (S, A) or (T, S, A); differentiable where the inference was."""
-        return self._probs
+        return self.table if self._graph is None else self._graph
 
     def _at(self, t: int | None) -> Tensor:
-        if self._probs.dim() == 2:
-            return self._probs
+        if self.probs.dim() == 2:
+            return self.probs
         if t is None:
             raise ValueError(
                 f"this policy depends on the step: call policy(state, t) with t in "
-                f"0..{len(self._probs) - 1}"
+                f"0..{len(self.probs) - 1}"
             )
-        if not 0 <= t < len(self._probs):
-            raise ValueError(f"step {t} lies outside the horizon 0..{len(self._probs) - 1}")
-        return self._probs[t]
+        if not 0 <= t < len(self.probs):
+            raise ValueError(f"step {t} lies outside the horizon 0..{len(self.probs) - 1}")
+        return self.probs[t]
 
     def forward(self, state: Tensor, t: int | None = None) -> TorchDistribution:
         return categorical(self._at(t)[state])

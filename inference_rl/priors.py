@@ -19,7 +19,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from inference_rl.distributions import as_probs, categorical, check_probabilities
-from inference_rl.policies import Policy, load_policy
+from inference_rl.policies import Policy, TabularPolicy, load_policy
 from inference_rl.truncated_normal import TruncatedNormal
 
 ActionPrior = Callable[[Tensor], TorchDistribution]
@@ -82,6 +82,11 @@ class CategoricalPrior:
                     "action of every state"
                 )
 
+    @property
+    def num_states(self) -> int | None:
+        """How many states the table is for; None for one row for all."""
+        return len(self.logits) if self.logits.dim() == 2 else None
+
     def __call__(self, state: Tensor) -> TorchDistribution:
         if self.logits.dim() == 1:
             return dist.Categorical(logits=self.logits.expand((*state.shape, -1)))
@@ -123,6 +128,11 @@ class MaskPrior:
 
     def __init__(self, allowed: Any) -> None:
         self.allowed = allowed if callable(allowed) else torch.as_tensor(allowed, dtype=torch.bool)
+
+    @property
+    def num_states(self) -> int | None:
+        """How many states the table is for; None for a row for all, or a function."""
+        return None if callable(self.allowed) or self.allowed.dim() == 1 else len(self.allowed)
 
     def __call__(self, state: Tensor) -> TorchDistribution:
         if callable(self.allowed):
@@ -243,10 +253,22 @@ class PolicyPrior:
     """A policy that was inferred before, as the prior of the next inference.
 
     :param policy: a policy, or the directory of a saved run.
+    :raises ValueError: the policy depends on the step, as those of a finite horizon do.
     """
 
     def __init__(self, policy: Policy | str | Path) -> None:
         self.policy = load_policy(policy) if isinstance(policy, str | Path) else policy
+        if isinstance(self.policy, TabularPolicy) and self.policy.probs.dim() == 3:
+            raise ValueError(
+                "PolicyPrior: expected a policy that does not depend on the step, got one for a "
+                f"horizon of {len(self.policy.probs)}; CategoricalPrior(policy.probs[t]) is its "
+                "step t"
+            )
+
+    @property
+    def num_states(self) -> int | None:
+        """How many states the policy is for, if it is a table."""
+        return len(self.policy.probs) if isinstance(self.policy, TabularPolicy) else None
 
     def __call__(self, state: Tensor) -> TorchDistribution:
         return self.policy(state)

@@ -65,6 +65,8 @@ def print_inference(result: InferenceResult, report: dict[str, Any]) -> None:
         row("  of the policy", result.gap.policy, "nats")
         row("  of the dynamics", result.gap.dynamics, "nats")
     row("certified error of V, at most", report["error_bound"], "reward")
+    if report["error_bound"] is None:
+        table.add_row("certified error of V", "none", "")
     row("iterations", report["iterations"], "")
     row("time", report["seconds"], "s")
     console = Console()
@@ -73,7 +75,8 @@ def print_inference(result: InferenceResult, report: dict[str, Any]) -> None:
     if ties is not None and bool((ties > 1).any()):
         count = int((ties > 1).sum())
         console.print(
-            f"{count} states have several optimal actions; the policy takes the first.",
+            f"{count} states have several optimal actions; the policy takes the first, or one "
+            "on the way to the end where waiting costs nothing.",
             highlight=False,
         )
     if result.evidence.reason is not None:

@@ -61,11 +61,7 @@ def tabulate(
             finite = _Tabulation(model).run(progress).described_like(model)
     if prior is None:
         return finite
-    table = _tabulate_prior(prior, finite.is_terminal, finite.num_actions)
-    changed = finite.replace(log_prior=table)
-    if finite.origin is not None:  # unless it says which prior, nobody can tell from where it came
-        changed.origin = {"prior": {"name": None}} | finite.origin
-    return changed
+    return finite.replace(log_prior=_tabulate_prior(prior, finite.is_terminal, finite.num_actions))
 
 
 class _Tabulation:
@@ -223,12 +219,11 @@ def checked_discrete(result: Any, shape: torch.Size, size: int, where: str) -> T
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     probs = discrete.probs
-    if not isinstance(discrete, SparseCategorical) and probs.shape[-1] > size:
-        if (probs[..., size:] > 0).any():
-            raise ValueError(
-                f"{where}: expected values in 0..{size - 1}, got {probs.shape[-1]} categories"
-            )
-        discrete = dist.Categorical(probs=probs[..., :size])
+    if not isinstance(discrete, SparseCategorical) and probs.shape[-1] != size:
+        raise ValueError(
+            f"{where}: expected {size} categories, one for each of 0..{size - 1}, got "
+            f"{probs.shape[-1]}"
+        )
     if probs.isnan().any():
         raise ValueError(f"{where}: expected probabilities, got NaN")
     return discrete
@@ -238,6 +233,12 @@ def _tabulate_prior(prior: ActionPrior, ended: Tensor, actions: int) -> Tensor:
     """log ρ as a table (S, A); uniform at terminal states, where nobody acts."""
     live = (~ended).nonzero().squeeze(-1)
     table = uniform_log_prior(len(ended), actions)
+    states = getattr(prior, "num_states", None)
+    if states not in (None, len(ended)):
+        raise ValueError(
+            f"action prior {type(prior).__qualname__}: expected a table of the model's "
+            f"{len(ended)} states, got one of {states}"
+        )
     name = getattr(prior, "__qualname__", type(prior).__qualname__)
     rows = []
     with _default_float64(), checked_categoricals():

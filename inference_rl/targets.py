@@ -84,7 +84,8 @@ def load_prior(
 
     :param name: a bundled prior (`sticky`) or `file.py:Name`, where Name is a prior, a function
         `state -> distribution`, or a class.
-    :param kwargs: for the constructor of a class. A parameter `action_space` is filled in.
+    :param kwargs: for the constructor of a class. A parameter `action_space` is filled in; `priors`
+        and `base` may name priors.
     :param directory: where a file's relative path starts; the current directory if not given.
     :raises ValueError: no such prior, or arguments that do not fit it.
     """
@@ -101,6 +102,9 @@ def load_prior(
             + _suggestion(name, names)
         )
     if inspect.isclass(prior):
+        for part in ("priors", "base"):  # priors made of priors
+            if part in kwargs:
+                kwargs[part] = _load_parts(kwargs[part], model, directory)
         if "action_space" in inspect.signature(prior).parameters:
             kwargs.setdefault("action_space", model.action_space)
         prior = _construct(prior, kwargs, name)
@@ -111,6 +115,12 @@ def load_prior(
             f"{name}: expected a function state -> distribution, got a {type(prior).__name__}"
         )
     return prior
+
+
+def _load_parts(named: Any, model: EnvironmentModel, directory: str | Path) -> Any:
+    if isinstance(named, list):
+        return [_load_parts(part, model, directory) for part in named]
+    return load_prior(named, model, directory=directory) if isinstance(named, str) else named
 
 
 def bundled(group: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ import torch
 from gymnasium.spaces import Discrete, Space
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from inference_rl.distributions import Optimality, absorbing, as_discrete, idle
 from inference_rl.environment import EnvironmentModel
@@ -58,7 +58,7 @@ def trajectory(
     horizon: int,
     *,
     temperature: float | Tensor | None = None,
-    message: MessageFunction | None = None,
+    message: MessageFunction | Tensor | None = None,
 ) -> Tensor:
     """p(τ, O) when `temperature` is given and `factor` is the prior; q(τ) when it is the guide.
 
@@ -66,14 +66,21 @@ def trajectory(
     :param horizon: how many steps the program takes. A model without a horizon of its own is cut
         there, unless `message` stands for the rest.
     :param temperature: > 0, in reward units.
-    :param message: V(s), reward units: the soft value of what follows the last step; zero at
-        terminal states. It is discounted here.
+    :param message: V, reward units, as a function of the state or a table (S,): the soft value of
+        what follows the last step; zero at terminal states. It is discounted here.
     :returns: the last state.
+    :raises ValueError: a temperature that is not positive, or more steps than the model has.
 
     The discount scales every factor of step t by γ^t in both readings, which makes the bound
     exactly the discounted objective and keeps the score-function gradient right. A trajectory that
     has reached a terminal state stands still: its actions cost nothing, its steps pay nothing.
     """
+    if isinstance(temperature, int | float) and not temperature > 0:
+        raise ValueError(f"temperature: expected a number > 0 in reward units, got {temperature}")
+    if model.horizon is not None and horizon > model.horizon:
+        raise ValueError(f"horizon: the model ends after {model.horizon} steps, got {horizon}")
+    if isinstance(message, Tensor):
+        message = message.__getitem__
     model, factor, message = _stop_at_terminal(model, factor, message)
     state = pyro.sample("state_0", model.initial_state())
     for t in pyro.markov(range(horizon)):
@@ -121,12 +128,19 @@ def _stop_at_terminal(
 
 
 def _takes_step(factor: ActionFactor) -> bool:
-    """Whether `factor` is called with the step too, as policies are and priors are not."""
-    try:
-        inspect.signature(factor).bind(None, 0)
-    except TypeError:
+    """Whether `factor` is called with the step too, as policies are and priors are not.
+
+    It is if its second parameter has no default, or is called `t`.
+    """
+    function = factor.forward if isinstance(factor, nn.Module) else factor
+    parameters = [
+        parameter
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(parameters) < 2:
         return False
-    return True
+    return parameters[1].name == "t" or parameters[1].default is inspect.Parameter.empty
 
 
 class _InOneForm(EnvironmentModel):

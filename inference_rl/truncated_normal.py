@@ -84,13 +84,6 @@ class TruncatedNormal(TorchDistribution):
         wide = torch.where(upper < -1, _mills(tail) - far, mass)
         return torch.where((width < 1) & (upper * width > -4), narrow, wide).log()
 
-    def log_normaliser(self) -> Tensor:
-        """log of the untruncated mass inside the box; accurate when the box lies in a far tail."""
-        upper, width, _, _ = self._frame()
-        height = -0.5 * upper.clamp(max=0.0).square() - 0.5 * math.log(2 * math.pi)
-        log_mass: Tensor = height + self._log_mass(upper, width)
-        return log_mass
-
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
@@ -122,10 +115,6 @@ class TruncatedNormal(TorchDistribution):
             + by_scale * (self.scale - self.scale.detach())
         )
         return draw
-
-    def mass_inside(self) -> Tensor:
-        """The share of the untruncated normal that lies inside the box."""
-        return self.log_normaliser().exp()
 
 
 def _eps(like: Tensor) -> float:

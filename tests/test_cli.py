@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from inference_rl import InferenceResult
 from inference_rl.cli import main
@@ -478,7 +479,7 @@ BAD_MODELS: dict[str, tuple[dict[str, str], str]] = {
     ),
     "a prior with mass elsewhere": (
         {"action_prior": "lambda self, s: dist.Categorical(torch.ones(*s.shape, 4) / 4)"},
-        "action prior .*: expected values in 0..1, got 4 categories",
+        "action prior .*: expected 2 categories, one for each of 0..1, got 4",
     ),
     "a prior of zero everywhere": (
         {"action_prior": "lambda self, s: dist.Categorical(torch.zeros(*s.shape, 2))"},
@@ -715,7 +716,7 @@ def test_json_never_holds_what_json_has_no_word_for(
 
 
 def test_a_run_of_a_file_is_evaluated_from_another_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     (tmp_path / "corridor.py").write_text(CORRIDOR)
     monkeypatch.chdir(tmp_path)
@@ -723,4 +724,44 @@ def test_a_run_of_a_file_is_evaluated_from_another_directory(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    main(["evaluate", "../run", "--episodes", "3"])
+    capsys.readouterr()
+    assert report(capsys, "evaluate", "../run", "--episodes", "3")["evaluation"]["episodes"] == 3
+
+
+def test_a_run_under_a_saved_policy_outlives_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["infer", "FrozenLake-v1", "exact", "--out", "first", "--episodes", "0"])
+    prior = ["--prior", "policy", "--prior-kwargs", '{"policy": "first"}']
+    main(["infer", "FrozenLake-v1", "exact", *prior, "--out", "second", "--episodes", "0"])
+    (tmp_path / "first").rename(tmp_path / "gone")
+    capsys.readouterr()
+    assert report(capsys, "evaluate", "second", "--episodes", "3")["evaluation"]["episodes"] == 3
+    loaded = InferenceResult.load("second")
+    assert loaded.model.action_prior(torch.tensor(0)).probs.std() > 0
+
+
+def test_priors_of_another_model_are_refused(tmp_path: Path, capsys: Capture) -> None:
+    main(["infer", "FrozenLake8x8-v1", "exact", "--out", str(tmp_path / "large")])
+    capsys.readouterr()
+    prior = ["--prior", "policy", "--prior-kwargs", json.dumps({"policy": str(tmp_path / "large")})]
+    with pytest.raises(SystemExit) as ended:
+        main(["infer", "FrozenLake-v1", "exact", *prior])
+    assert ended.value.code == 2
+    assert "expected a table of the model's 16 states, got one of 64" in capsys.readouterr().err
+
+
+def test_priors_made_of_named_priors(tmp_path: Path, capsys: Capture) -> None:
+    mixture = ["--prior", "mixture", "--prior-kwargs", '{"priors": ["uniform", "uniform"]}']
+    first = report(capsys, "infer", "lottery", "exact", "--out", str(tmp_path / "a"))
+    second = report(capsys, "infer", "lottery", "exact", *mixture, "--out", str(tmp_path / "b"))
+    assert second["objective"] == pytest.approx(first["objective"], abs=1e-12)
+
+
+def test_evaluating_a_posterior_warns_again(tmp_path: Path, capsys: Capture) -> None:
+    words = ["infer", "lottery", "exact", "--target", "posterior", "--out", str(tmp_path / "r")]
+    main(words)
+    assert capsys.readouterr().err.count("dynamics conditioned on success") == 1
+    main(["evaluate", str(tmp_path / "r")])
+    assert capsys.readouterr().err.count("dynamics conditioned on success") == 1

@@ -295,7 +295,7 @@ REFUSALS = {
     "discount above one": (bad(discount=1.5), r"discount: expected a number in \[0, 1\], got 1.5"),
     "negative discount": (bad(discount=-0.1), r"discount: .* got -0.1"),
     "NaN discount": (bad(discount=float("nan")), r"discount: .* got nan"),
-    "no steps": (bad(horizon=0), r"horizon: expected at least one step or None, got 0"),
+    "no steps": (bad(horizon=0), r"horizon: expected a whole number of steps >= 1 or None, got 0"),
 }
 
 

@@ -128,20 +128,18 @@ def test_trajectories_run_in_a_plate_and_without(
     make: Callable[[], EnvironmentModel], paths: int | None
 ) -> None:
     model = make()
+    horizon = min(4, model.horizon or 4)
 
     def program() -> Tensor:
-        def prior(state: Tensor, t: int | None = None) -> Any:
-            return model.action_prior(state)
-
         if paths is None:
-            return trajectory(model, prior, 4, temperature=0.5)
+            return trajectory(model, model.action_prior, horizon, temperature=0.5)
         with pyro.plate("paths", paths):
-            return trajectory(model, prior, 4, temperature=0.5)
+            return trajectory(model, model.action_prior, horizon, temperature=0.5)
 
     trace = poutine.trace(program).get_trace()
     trace.compute_log_prob()
     batch = () if paths is None else (paths,)
-    for t in range(4):
+    for t in range(horizon):
         assert trace.nodes[f"optimality_{t}"]["log_prob"].shape == batch
         assert trace.nodes[f"state_{t + 1}"]["value"].shape[: len(batch)] == batch
     assert torch.as_tensor(trace.log_prob_sum()).isfinite()

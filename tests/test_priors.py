@@ -381,10 +381,11 @@ def test_previous_action_needs_finite_spaces() -> None:
 # --- A policy as a prior --------------------------------------------------------------------------
 
 
-def test_policy_prior_needs_a_policy_for_every_step() -> None:
-    by_step = PolicyPrior(TabularPolicy(torch.full((4, 2, 3), 1 / 3)))
-    with pytest.raises(ValueError, match="this policy depends on the step"):
-        by_step(torch.tensor(0))
+def test_policy_prior_refuses_a_policy_of_one_horizon() -> None:
+    with pytest.raises(
+        ValueError, match=r"does not depend on the step, got one for a horizon of 4"
+    ):
+        PolicyPrior(TabularPolicy(torch.full((4, 2, 3), 1 / 3)))
 
 
 def test_policy_prior_of_a_missing_run(tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ from inference_rl import (
     FiniteModel,
     LinearGaussianModel,
     MaskPrior,
+    PolicyPrior,
     SparseCategorical,
     StickyPrior,
+    TabularPolicy,
     tabulate,
 )
 from inference_rl.environment import WithPreviousAction
@@ -151,15 +153,28 @@ def test_bernoulli_and_binomial() -> None:
     assert_same_tables(tabulate(model), expected, tolerance=1e-14)
 
 
-def test_fewer_or_more_categories_than_states() -> None:
-    def transition(state: Tensor, action: Tensor) -> TorchDistribution:
-        return dist.Categorical(torch.tensor([0.5, 0.5]).expand(*state.shape, 2))
+@pytest.mark.parametrize("count", [S - 2, S + 1])
+def test_fewer_or_more_categories_than_states(count: int) -> None:
+    table = torch.nn.functional.one_hot(torch.tensor(0), count).double()
+    message = rf"expected {S} categories, one for each of 0..{S - 1}, got {count}"
+    with pytest.raises(ValueError, match=f"Ring.transition: {message}"):
+        tabulate(ring(transition=lambda s, _: dist.Categorical(table.expand(*s.shape, count))))
+    with pytest.raises(ValueError, match=f"Ring.initial_state: {message}"):
+        tabulate(ring(initial_state=lambda: dist.Categorical(table)))
 
-    tables = torch.tensor([0.5, 0.5, 0, 0]).expand(S, A, S)
-    start = dist.Categorical(torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0]))  # one more, never drawn
-    model = tabulate(ring(transition=transition, initial_state=lambda: start))
-    initial = torch.tensor([0.0, 1.0, 0.0, 0.0])
-    assert_same_tables(model, by_hand(transition=tables, initial=initial))
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        CategoricalPrior(probs=[[0.5, 0.5]] * (S + 1)),
+        MaskPrior([[True, True]] * (S + 1)),
+        PolicyPrior(TabularPolicy(torch.full((S + 1, A), 1 / A))),
+    ],
+)
+def test_a_prior_over_the_states_of_another_model(prior: Any) -> None:
+    message = rf"Prior: expected a table of the model's {S} states, got one of {S + 1}"
+    with pytest.raises(ValueError, match=message):
+        tabulate(Ring(), prior=prior)
 
 
 def test_literals_are_exact_and_the_default_dtype_comes_back() -> None:
@@ -395,7 +410,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "out of range": (
         {"transition": fixed(0.0, 0.0, 0.0, 0.5, 0.5)},
-        r"Ring.transition: expected values in 0..3, got 5 categories",
+        r"Ring.transition: expected 4 categories, one for each of 0..3, got 5",
     ),
     "out of range, sparse": (
         {"transition": sparse([0, 4], [0.5, 0.5])},
@@ -454,7 +469,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a prior over too many actions": (
         {"action_prior": fixed(0.0, 0.5, 0.5)},
-        r"action prior .*: expected values in 0..1, got 3 categories",
+        r"action prior .*: expected 2 categories, one for each of 0..1, got 3",
     ),
     "a prior over actions that do not exist": (
         {

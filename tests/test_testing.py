@@ -177,7 +177,7 @@ FINITE_FAULTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "wrong support": (
         {"transition": categorical(0.0, 0.0, 0.5, 0.5)},
         ValueError,
-        r"Walk.transition: expected values in 0..2, got 4 categories",
+        r"Walk.transition: expected 3 categories, one for each of 0..2, got 4",
     ),
     "negative probabilities": (
         {"transition": categorical(1.5, -0.5)},
@@ -398,7 +398,7 @@ def test_good_priors_over_discrete_actions(prior: Any) -> None:
     ("prior", "message"),
     [
         (categorical(0.0, 0.0), r"must sum to one, got \[0, 0\]"),
-        (categorical(0.0, 0.5, 0.5), r"expected values in 0..1, got 3 categories"),
+        (categorical(0.0, 0.5, 0.5), r"expected 2 categories, one for each of 0..1, got 3"),
         (categorical(0.5, 0.6), r"must sum to one, got \[0.5, 0.6\]"),
         (categorical(math.nan, 1.0), r"must be finite"),
         (lambda s: dist.Categorical(torch.ones(2) / 2), r"expected batch shape \(2,\)"),

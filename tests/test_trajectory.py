@@ -740,3 +740,48 @@ def test_optimality_passes_gradients() -> None:
     reward = torch.tensor(2.0, requires_grad=True)
     (slope,) = torch.autograd.grad(Optimality(reward / 0.5).log_prob(torch.tensor(1.0)), reward)
     assert float(slope) == 2.0
+
+
+# --- What is refused, and who is told the step ----------------------------------------------------
+
+
+def test_arguments_that_make_no_trajectory() -> None:
+    model = written(example(horizon=2))
+    with pytest.raises(ValueError, match=r"temperature: expected a number > 0 .*, got 0"):
+        trajectory(model, prior_of(model), 2, temperature=0)
+    with pytest.raises(ValueError, match="horizon: the model ends after 2 steps, got 3"):
+        trajectory(model, prior_of(model), 3)
+
+
+def test_only_factors_that_take_the_step_are_told_it() -> None:
+    model = written(example(horizon=2))
+    told: list[Any] = []
+
+    class Module(torch.nn.Module):
+        def forward(self, state: Tensor) -> Any:
+            return model.action_prior(state)
+
+    def with_option(state: Tensor, strength: float = 0.5) -> Any:
+        told.append(strength)
+        return model.action_prior(state)
+
+    def with_step(state: Tensor, t: int | None = None) -> Any:
+        told.append(t)
+        return model.action_prior(state)
+
+    for factor in (Module(), with_option, with_step, lambda s, _: model.action_prior(s)):
+        trajectory(model, factor, 2)
+    assert told == [0.5, 0.5, 0, 1]
+
+
+def test_a_message_may_be_a_table() -> None:
+    tables = example(horizon=2)
+    model, value = written(tables), torch.linspace(0, 1, len(tables.initial))
+    logs = []
+    for message in (value, lambda s: value[s]):
+        torch.manual_seed(0)
+        trace = poutine.trace(trajectory).get_trace(
+            model, prior_of(model), 2, temperature=TEMPERATURE, message=message
+        )
+        logs.append(float(trace.log_prob_sum()))
+    assert logs[0] == logs[1]

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import importlib
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -67,6 +68,7 @@ def infer(
     :param routine: what to run, with its settings: `Exact(temperature=0.1)`.
     :param prior: the action prior, in place of the model's own.
     :param progress: called now and then with a few words on how far it has got.
+    :warns UserWarning: the policy is the posterior's, and the environment's dynamics are not.
     :raises TypeError: `model` is no `EnvironmentModel`, or not of a kind the routine can work on.
     :raises ValueError: the model, the prior or the settings are faulty, or the answer is infinite.
     """
@@ -83,7 +85,9 @@ def infer(
         )
     if getattr(prior, "needs_previous_action", False):
         model = WithPreviousAction(model)
-    return routine.run(model, prior=prior, seed=seed, progress=progress)
+    result = routine.run(model, prior=prior, seed=seed, progress=progress)
+    warn_of_optimism(result, stacklevel=2)
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,8 +224,13 @@ class InferenceResult:
         deterministic: bool = False,
         max_steps: int | None = None,
     ) -> Evaluation:
-        """Run the policy on the real environment; see `inference_rl.simulate.evaluate`."""
+        """Run the policy on the real environment; see `inference_rl.simulate.evaluate`.
+
+        :warns UserWarning: it is the posterior's, which counts on luck that is not there.
+        """
         from inference_rl.simulate import evaluate
+
+        warn_of_optimism(self, stacklevel=3)
 
         return evaluate(
             self.model,
@@ -245,6 +254,10 @@ class InferenceResult:
         :returns: a DataTree; group `posterior` has `state` (chain, draw, time + 1), `action`,
             `reward` and `alive` (chain, draw, time), group `sample_stats` `log_weight` =
             log p(τ, O) - log q(τ) in nats and `return` (chain, draw).
+
+        With a discount below 1 the two targets weigh differently, as their programs do: control
+        scales step t by γ^t, so that weights average to J / temperature; the posterior lives on
+        with probability γ, and exp(weights) average to p(O).
         """
         return self.routine.sample(
             self, draws, horizon=horizon, seed=self.seed if seed is None else seed
@@ -266,6 +279,7 @@ class InferenceResult:
             "objective": as_number(self.objective),
             "objective_entropy_form": self.objective_entropy_form,
             "log_evidence": None if self.log_evidence is None else as_number(self.log_evidence),
+            "no_evidence_because": self.evidence.reason,
             "evidence_gap": None
             if self.gap is None
             else dataclasses.asdict(self.gap) | {"total": self.gap.total},
@@ -290,15 +304,19 @@ class InferenceResult:
             "policy": self.policy.state_dict(),
             "messages": self.routine.messages(self),
         }
-        origin, tabulated = self.model.origin, isinstance(self.model, FiniteModel)
-        if isinstance(self.model, FiniteModel) and (origin is None or _unnamed_prior(origin)):
-            tensors["model"] = {k: v.detach() for k, v in self.model.tensors().items()}
+        tabulated = isinstance(self.model, FiniteModel)
+        if isinstance(self.model, FiniteModel):
+            tables = {name: table.detach() for name, table in self.model.tensors().items()}
+            tensors["prior"] = {"log_prior": tables.pop("log_prior")}
+            if self.model.origin is None:
+                tensors["model"] = tables
         manifest = {
             "policy": self.policy.kind,
-            "origin": origin,
+            "origin": self.model.origin,
             **self.summary(),
             "horizon": self.model.horizon,
             "tabulated": tabulated,
+            "remembers_action": self.model.remembers_action,
             "metrics": self.metrics,
         }
         runs.write(directory, manifest, tensors)
@@ -313,6 +331,8 @@ class InferenceResult:
         :param model: in place of the target that the run was inferred on.
         :raises FileNotFoundError: no run there. :raises ValueError: it is damaged or too new.
         """
+        import torch
+
         from inference_rl.policies import load_policy
 
         saved = runs.read_manifest(directory)
@@ -322,15 +342,18 @@ class InferenceResult:
         names = [field.name for field in dataclasses.fields(ObjectiveParts)]
         parts = ObjectiveParts(**{n: -math.inf if saved[n] is None else saved[n] for n in names})
         evidence = Evidence(
-            log_evidence=saved["log_evidence"],
+            log_evidence=None
+            if saved["log_evidence"] is None
+            else torch.tensor(saved["log_evidence"], dtype=torch.float64),
             gap=None if gap is None else EvidenceGap(**{k: gap[k] for k in gap if k != "total"}),
+            reason=saved["no_evidence_because"],
         )
         return cls(
             source=model if model is not None else functools.partial(_saved_model, directory),
             routine=routine,
             policy=load_policy(directory),
             **routine.read_messages(runs.read_tensors(directory, "messages")),
-            objective=saved["objective"],
+            objective=torch.tensor(saved["objective"], dtype=torch.float64),
             parts_source=lambda: parts,
             evidence_source=lambda: evidence,
             error_bound=saved["error_bound"],
@@ -340,6 +363,15 @@ class InferenceResult:
             seed=saved["seed"],
             metrics=saved["metrics"],
         )
+
+
+def warn_of_optimism(result: InferenceResult, stacklevel: int) -> None:
+    """Warn whoever is about to act on a posterior's policy, if that differs from control."""
+    if getattr(result.routine, "target", "control") != "posterior":
+        return
+    gap = result.gap
+    if gap is not None and gap.total > NEGLIGIBLE_GAP:
+        warnings.warn(OPTIMISM_WARNING.format(gap.total), stacklevel=stacklevel + 1)
 
 
 def routine_class(name: str) -> Any:
@@ -357,39 +389,26 @@ def _saved_model(directory: str | Path) -> EnvironmentModel:
     from inference_rl.environment import WithPreviousAction
     from inference_rl.finite import FiniteModel
     from inference_rl.tabulation import tabulate
-    from inference_rl.targets import load_prior, load_target
+    from inference_rl.targets import load_target
 
     saved = runs.read_manifest(directory)
-    origin, tables = saved["origin"], None
-    if "model.safetensors" in saved["files"]:
-        tables = FiniteModel(
-            **runs.read_tensors(directory, "model"),
-            discount=saved["discount"],
-            horizon=saved["horizon"],
+    prior = runs.read_tensors(directory, "prior") if saved["tabulated"] else {}
+    if saved["origin"] is not None:
+        model = load_target(**{k: v for k, v in saved["origin"].items() if k != "prior"})
+        if saved["remembers_action"]:
+            model = WithPreviousAction(model)
+        return tabulate(model).replace(**prior) if saved["tabulated"] else model
+    if "model.safetensors" not in saved["files"]:
+        raise ValueError(
+            f"{directory} was inferred on a model made in Python and does not hold it; give it as "
+            "InferenceResult.load(directory, model=...)"
         )
-    if origin is None:
-        if tables is None:
-            raise ValueError(
-                f"{directory} was inferred on a model made in Python and does not hold it; give it "
-                "as InferenceResult.load(directory, model=...)"
-            )
-        return tables
-    model = load_target(**{name: value for name, value in origin.items() if name != "prior"})
-    named, prior = origin.get("prior"), None
-    if named is not None and not _unnamed_prior(origin):
-        prior = load_prior(named["name"], model, named["kwargs"], directory=origin["directory"])
-    sticky = getattr(prior, "needs_previous_action", False)
-    model.origin = origin
-    if sticky or (tables is not None and tables.state_space != model.state_space):
-        model = WithPreviousAction(model)
-    if tables is not None:
-        return tables.described_like(model)
-    return tabulate(model, prior=prior) if saved["tabulated"] else model
-
-
-def _unnamed_prior(origin: dict[str, Any]) -> bool:
-    """Whether the prior was an object made in Python, which no name on file brings back."""
-    return "prior" in origin and origin["prior"]["name"] is None
+    return FiniteModel(
+        **runs.read_tensors(directory, "model"),
+        **prior,
+        discount=saved["discount"],
+        horizon=saved["horizon"],
+    )
 
 
 def as_number(value: float | Tensor) -> float:

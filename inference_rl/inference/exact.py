@@ -58,7 +58,12 @@ class Exact:
     name: ClassVar[str] = "exact"
 
     def __post_init__(self) -> None:
-        temperature = as_number(self.temperature)
+        try:
+            temperature = as_number(self.temperature)
+        except (AttributeError, ValueError, RuntimeError):
+            raise ValueError(
+                f"temperature: expected a number or a scalar tensor, got {self.temperature!r}"
+            ) from None
         if not (temperature >= 0 and math.isfinite(temperature)):
             raise ValueError(
                 f"temperature: expected a finite number >= 0 in reward units, got {temperature}"

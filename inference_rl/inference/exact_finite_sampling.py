@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from inference_rl.finite import FiniteModel
+from inference_rl.finite import FiniteModel, take
 from inference_rl.finite_messages import first_step, posterior_initial
 from inference_rl.inference import InferenceResult
 from inference_rl.inference.sampling import effective_horizon, trajectories_tree
@@ -39,7 +39,7 @@ def _draw_control(
         chosen = policy(path.state, t)
         action = chosen.sample()
         slots, inside = model.slots(path.state, action)
-        slot = _choose(slots, torch.where(inside, model.probabilities[slots], 0.0).log())
+        slot = _choose(slots, torch.where(inside, take(model.probabilities, slots), 0.0).log())
         reward = path.step(action, slot, torch.ones(draws, dtype=torch.bool))
         if temperature > 0:
             ratio = model.log_prior[path.before, action] - chosen.log_prob(action)
@@ -66,10 +66,10 @@ def _draw_posterior(
         chosen = result.policy(path.state, t)
         action = chosen.sample()
         slots, inside = model.slots(path.state, action)
-        log_model = torch.where(inside, model.probabilities[slots].log(), -torch.inf)
-        weighed = log_model + model.rewards[slots] / temperature
+        log_model = torch.where(inside, take(model.probabilities, slots).log(), -torch.inf)
+        weighed = log_model + take(model.rewards, slots) / temperature
         both = torch.cat(
-            [weighed + log_alive + v[model.successors[slots]], weighed + log_dead], dim=-1
+            [weighed + log_alive + v[take(model.successors, slots)], weighed + log_dead], dim=-1
         )
         log_step = both.log_softmax(-1)
         index = _choose(torch.arange(both.shape[-1]).expand(both.shape), log_step)
@@ -108,8 +108,8 @@ class _Path:
     def step(self, action: Tensor, slot: Tensor, survives: Tensor) -> Tensor:
         """Move along non-zero `slot` of the model where alive; the rewards."""
         model, self.before, self.was_alive = self.model, self.state, self.alive
-        reward = torch.where(self.alive, model.rewards[slot], 0.0)
-        moved = torch.where(self.alive, model.successors[slot].long(), self.state)
+        reward = torch.where(self.alive, take(model.rewards, slot), 0.0)
+        moved = torch.where(self.alive, take(model.successors, slot).long(), self.state)
         self.alive = self.alive & survives & ~model.is_terminal[moved]
         self.state = moved
         self.states.append(moved)
