@@ -112,8 +112,8 @@ def solution_of(
     moved = gain @ occupancy[..., :n, :n] @ gain.mT
     divergence = (weight * steps.divergence).sum() + (problem.prior_precision * moved).sum() / 2
     log_det = torch.logdet(2 * math.pi * math.e * steps.covariance)
-    entropy = (weight * log_det).sum() / 2
     soft = temperature > 0
+    entropy = (weight * log_det).sum() / 2 if soft else temperature.new_tensor(-torch.inf)
     back = action_shift(-problem.prior_mean, n)
     return LinearGaussianSolution(
         policy=LinearGaussianPolicy(
@@ -174,13 +174,17 @@ def _noise_divergence(
 def _occupancy(problem: Problem, steps: Backup) -> Tensor:
     """γ^t E[yy'] under the policy and the true dynamics; of a stationary policy summed over t.
 
-    Its entry for the constant coordinate is γ^t, or 1/(1 − γ).
+    Its entry for the constant coordinate is γ^t, or 1/(1 − γ). Where that is infinite, what is at
+    rest for ever is left out.
     """
     n, discount = problem.size, problem.discount
     loop = problem.advance @ steps.closed_loop
     spread = next_covariance(problem.advance, problem.noise, steps)
     moments = problem.start.outer(problem.start) + problem.start_noise
-    if loop.dim() == 2:
+    if loop.dim() == 2 and discount == 1:
+        shift, back = rest_shift(loop)
+        moments = shift @ sum_from_rest(loop.mT, back @ moments @ back.mT) @ shift.mT
+    elif loop.dim() == 2:
         seed = moments + discount / (1 - discount) * spread
         moments = power_sum(math.sqrt(discount) * loop.mT, seed)
     else:
@@ -210,6 +214,23 @@ def power_sum(matrix: Tensor, seed: Tensor) -> Tensor:
         if matrix.norm().square() <= EPSILON:
             break
     return seed
+
+
+def rest_shift(loop: Tensor) -> tuple[Tensor, Tensor]:
+    """(s − x, 1) -> (s, 1) and back, where `loop` over (s, 1) leaves x as it is."""
+    n = len(loop) - 1
+    identity = torch.eye(n + 1, dtype=loop.dtype)
+    rest = torch.linalg.solve(identity[:n, :n] - loop[:n, :n], loop[:n, n])
+    away = pad(rest[:, None], (n, 0, 0, 1))
+    return identity + away, identity - away
+
+
+def sum_from_rest(loop: Tensor, seed: Tensor) -> Tensor:
+    """`power_sum` in the coordinates (s − x, 1) of `rest_shift`, with 0 for the seed at rest."""
+    centred = torch.block_diag(loop[:-1, :-1], loop.new_ones(1, 1))
+    corner = torch.ones_like(seed)
+    corner[-1, -1] = 0
+    return power_sum(centred, corner * seed)
 
 
 def _quadratic_form(cost: Tensor, one: int) -> QuadraticForm:

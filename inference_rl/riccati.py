@@ -34,7 +34,9 @@ from inference_rl.linear_gaussian_evidence import (
     gap_parts,
     next_covariance,
     power_sum,
+    rest_shift,
     solution_of,
+    sum_from_rest,
 )
 
 __all__ = ["LinearGaussianSolution", "solve_linear_gaussian"]
@@ -57,15 +59,20 @@ def solve_linear_gaussian(
     horizons, Newton's method the rest. The last two Newton steps are differentiable and start from
     the solution, which makes first to third derivatives those of the fixed point.
 
+    Without a horizon and with discount 1 the value is finite at temperature 0, without noise, if
+    the state comes to rest where a step pays nothing. What a step pays there is told from 0 up to
+    rounding; `error_bound` takes it to be 0.
+
     :param temperature: in reward units, >= 0; at 0 (control only) the linear-quadratic regulator,
         whose policy has zero covariance.
     :param target: `"control"` keeps the model's dynamics and maximises the objective; `"posterior"`
         conditions the whole trajectory on O = 1, and so wishes for lucky noise.
     :raises TypeError: the model is not a `LinearGaussianModel`.
     :raises ValueError: temperature or target out of range; the posterior without a horizon or with
-        a discount below 1; neither horizon nor discount below 1; a value that is infinite, because
-        of costs too negative or a mode that grows and cannot be controlled; a mode that grows
-        faster than the discount forgets because it costs nothing.
+        a discount below 1; neither horizon nor discount below 1, but a temperature, noise or a step
+        that pays even at rest; a value that is infinite, because of costs too negative or a mode
+        that grows and cannot be controlled; a mode that grows faster than the discount forgets
+        because it costs nothing.
     """
     if not isinstance(model, LinearGaussianModel):
         raise TypeError(f"expected a LinearGaussianModel, got {type(model).__name__}")
@@ -106,7 +113,8 @@ def _solve_posterior(problem: Problem, horizon: int | None) -> LinearGaussianSol
             f"the posterior needs a horizon and discount 1, got horizon {horizon} and discount "
             f"{problem.discount}: with the discount as a survival probability it is a mixture over "
             "lengths of life, not a Gaussian, and without a horizon the evidence has no limit; set "
-            "horizon=T and discount=1, or ask for the control target"
+            "horizon=T and discount=1, or ask for the control target; the first steps of a long "
+            "horizon have the policy and the dynamics that T → ∞ leads to, where it leads to any"
         )
     messages, steps = _backward(problem, horizon, posterior=True)
     _, control = _backward(problem, horizon, posterior=False)
@@ -135,10 +143,12 @@ def _solve_posterior(problem: Problem, horizon: int | None) -> LinearGaussianSol
 
 
 def _solve_stationary(problem: Problem) -> LinearGaussianSolution:
-    if problem.discount == 1:
+    undiscounted = problem.discount == 1
+    if undiscounted and (problem.temperature > 0 or problem.noise.any()):
         raise ValueError(
             "without a horizon the value needs a discount below 1, got 1: noise and entropy add "
-            "the same amount at every step; set discount < 1 or horizon=T"
+            "the same amount at every step; set discount < 1 or horizon=T, or have neither noise "
+            "nor temperature"
         )
     with torch.no_grad():
         message, iterations = _double(problem)
@@ -147,14 +157,20 @@ def _solve_stationary(problem: Problem) -> LinearGaussianSolution:
             if (message - last).norm() <= CONVERGED * message.norm():
                 break
     message = _newton(problem, _newton(problem, message))
+    if undiscounted:
+        message = _without_value_at_rest(problem, message)
     steps = back_up(problem, expected_message(message, problem.noise, problem, posterior=False))
     with torch.no_grad():
         residual = steps.value - message
         # The error is the residual carried back along the closed loop: that of this policy bounds
         # it on one side, that of the optimal policy on the other. 2 covers their difference, which
         # is of second order.
-        each = torch.diag_embed(residual.abs().sum(-1)) + _rounding(steps)
-        error_bound = 2 * torch.linalg.matrix_norm(_carried_back(problem, steps, each), ord=2)
+        if undiscounted:
+            error = _error_from_rest(problem, message, steps, residual)
+        else:
+            each = torch.diag_embed(residual.abs().sum(-1)) + _rounding(steps)
+            error = _carried_back(problem, steps, each)
+        error_bound = 2 * torch.linalg.matrix_norm(error, ord=2)
     return solution_of(
         problem,
         message,
@@ -207,14 +223,62 @@ def _newton(problem: Problem, message: Tensor) -> Tensor:
 
 
 def _carried_back(problem: Problem, steps: Backup, change: Tensor) -> Tensor:
-    """What adding `change`, over (s, 1), to the cost of every step adds to the policy's message."""
+    """What adding `change`, over (s, 1), to the cost of every step adds to the policy's message.
+
+    With discount 1, relative to the message where the policy comes to rest.
+    """
     n, discount = problem.size - 1, problem.discount
     loop = math.sqrt(discount) * problem.advance @ steps.closed_loop
     if torch.linalg.eigvals(loop[:n, :n].detach()).abs().max() >= 1:
         raise ValueError(_why_unstable(problem))
+    if discount == 1:
+        shift, back = rest_shift(loop)
+        return back.mT @ sum_from_rest(loop, shift.mT @ change @ shift) @ back
     total = power_sum(loop, change)
     spread = next_covariance(problem.advance, problem.noise, steps)
     return total + problem.constant(discount / (1 - discount) * (spread * total).sum())
+
+
+def _without_value_at_rest(problem: Problem, message: Tensor) -> Tensor:
+    """The message that is 0 where its greedy policy comes to rest, for ever and so for nothing."""
+    steps = back_up(problem, message)
+    rest = rest_shift(problem.advance @ steps.closed_loop)[0][:, -1]
+    step = rest @ (steps.value - message) @ rest
+    if step.abs() > 8 * (rest @ _rounding(steps) @ rest):
+        raise ValueError(
+            "without a horizon and with discount 1 the value is infinite: expected a reward of 0 "
+            f"in the state {[round(x, 6) for x in rest[:-1].tolist()]} that the best policy comes "
+            f"to rest in, got {-step.item():.6g} a step; change reward_offset, or set discount < 1 "
+            "or horizon=T"
+        )
+    return message - problem.constant(rest @ message @ rest)
+
+
+def _error_from_rest(problem: Problem, message: Tensor, steps: Backup, residual: Tensor) -> Tensor:
+    """A form that dominates the error of `message`, to first order, where the discount is 1.
+
+    In coordinates from the rest point, where costs are squares and products with 1: the squares
+    add up along the closed loop, the products to (I − F')^{-1} times theirs. The message is 0 at
+    rest, so that what is left is how far the rest point is off, times the slope there.
+    """
+    n, loop = problem.size - 1, problem.advance @ steps.closed_loop
+    shift, back = rest_shift(loop)
+    size, policy = steps.action_value.shape[-1] * EPSILON, steps.closed_loop.abs()
+    inexact = size * (policy.mT @ steps.action_value.abs() @ policy + steps.value.abs())
+    each = (shift.mT @ residual @ shift).abs() + shift.abs().mT @ inexact @ shift.abs()
+    squares = power_sum(loop[:n, :n], torch.diag(each[:n, :n].sum(-1)))
+    settle = torch.linalg.inv(problem.identity[:n, :n] - loop[:n, :n]).abs()
+    products = settle.mT @ each[:n, n]
+    rest, push = shift[:, n].abs(), problem.advance[:n, n + 1 :].abs()
+    slope_in_action = size * (steps.action_value.abs() @ policy @ rest)[n + 1 :]
+    curvature = torch.linalg.inv(steps.action_value[n + 1 :, n + 1 :]).abs()
+    wrong_action = curvature @ (push.mT @ products + slope_in_action)
+    advanced = problem.advance.abs() @ policy @ rest
+    moved = settle @ (push @ wrong_action + size * (rest + advanced)[:n])
+    at_rest = 2 * (message[:n] @ shift[:, n]).abs() @ moved
+    at_rest = at_rest + size * rest @ message.abs() @ rest
+    error = pad(squares + torch.diag(products), (0, 1, 0, 1))
+    return back.mT @ (error + problem.constant(at_rest + products.sum())) @ back
 
 
 def _discounted(problem: Problem) -> tuple[Tensor, Tensor]:

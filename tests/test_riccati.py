@@ -4,7 +4,9 @@ solver and finite differences.
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import mpmath
@@ -29,6 +31,8 @@ from torch import Tensor
 
 from inference_rl import linear_gaussian_backup, linear_gaussian_evidence, riccati
 from inference_rl.environment import EnvironmentModel
+from inference_rl.inference import InferenceResult, infer
+from inference_rl.inference.exact import Exact
 from inference_rl.linear_gaussian import LinearGaussianModel
 from inference_rl.linear_gaussian_backup import (
     back_up,
@@ -36,6 +40,7 @@ from inference_rl.linear_gaussian_backup import (
     given_evidence,
     log_det_one_plus,
 )
+from inference_rl.models.double_integrator import DoubleIntegrator
 from inference_rl.riccati import LinearGaussianSolution, solve_linear_gaussian
 
 # --- control, without a horizon -------------------------------------------------------------------
@@ -163,6 +168,122 @@ def test_derivative_in_temperature_is_the_entropy(
     close(slope, (solution.objective - solution.expected_return) / temperature)
 
 
+# --- control, without a horizon or a discount -----------------------------------------------------
+
+DETERMINISTIC: dict[str, Any] = {"discount": 1.0, "noise_covariance": None}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("prior", [{}, PRIOR])
+def test_undiscounted_regulator_matches_scipy(seed: int, prior: dict[str, Any]) -> None:
+    at_zero = dict.fromkeys(("offset", "state_linear", "action_linear"))
+    prior = {k: 0 * np.array(x) if k == "prior_mean" else x for k, x in prior.items()}
+    model = random_model(seed, **DETERMINISTIC, **at_zero, reward_offset=0.0, **prior)
+    solution = solve_linear_gaussian(model, 0.0)
+    A, B, Q, R, N = (
+        x.numpy() for x in (model.A, model.B, model.state_cost, model.action_cost, model.cross_cost)
+    )
+    P = solve_discrete_are(A, B, Q, R, s=N)
+    close(-solution.v.quadratic, P, 1e-9)
+    close(solution.policy.gain, -np.linalg.solve(R + B.T @ P @ B, N.T + B.T @ P @ A), 1e-9)
+    close(solution.v.linear, np.zeros(3), 1e-12)
+    close(solution.v.constant, 0.0, 1e-12)
+    assert np.linalg.norm(P + solution.v.quadratic.numpy(), 2) <= solution.error_bound < 1e-9
+    check_relations(model, solution)
+
+
+def to_rest(
+    A: Tensor, B: Tensor, Q: Tensor, R: Tensor, rest: Tensor, action: Tensor, slope: Tensor
+) -> LinearGaussianModel:
+    """A regulator to `rest`, where it is held by `action`, plus the reward slope · (s' − s).
+
+    What that adds telescopes: V(s) = −(s − rest)'P(s − rest) + slope · (rest − s).
+    """
+    offset = rest - A @ rest - B @ action
+    return LinearGaussianModel(
+        A,
+        B,
+        state_cost=Q,
+        action_cost=R,
+        offset=offset,
+        state_linear=-2 * Q @ rest - (A.mT @ slope - slope),
+        action_linear=-2 * R @ action - B.mT @ slope,
+        reward_offset=rest @ Q @ rest + action @ R @ action - slope @ offset,
+        initial_mean=[1.0, -2.0][: len(A)],
+        initial_covariance=0.3 * torch.eye(len(A)),
+    )
+
+
+def rest_terms(seed: int, n: int, m: int) -> list[Tensor]:
+    base, generator = random_model(seed, n=n, m=m), torch.Generator().manual_seed(seed)
+    point = [torch.randn(k, generator=generator, dtype=torch.float64) for k in (n, m, n)]
+    return [base.A, base.B, base.state_cost, base.action_cost, *point]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_undiscounted_regulator_away_from_zero(seed: int) -> None:
+    terms = rest_terms(seed, n=2, m=1)
+    model = to_rest(*terms)
+    solution = solve_linear_gaussian(model, 0.0)
+    A, B, Q, R, rest, action, slope = (x.numpy() for x in terms)
+    P = solve_discrete_are(A, B, Q, R)
+    close(-solution.v.quadratic, P, 1e-9)
+    close(solution.v.linear, 2 * P @ rest - slope, 1e-9)
+    close(solution.v.constant, -rest @ P @ rest + slope @ rest, 1e-9)
+    close(solution.policy(terms[4]).mean, action, 1e-9)
+    check_relations(model, solution)
+    assert solution.residual <= solution.error_bound < 1e-8
+
+
+@pytest.mark.parametrize("stiff", [2.0**-20, 1.0, 2.0**20])
+@pytest.mark.parametrize("slope", [0.0, 5.0])
+def test_undiscounted_error_bound_holds_in_forty_digits(stiff: float, slope: float) -> None:
+    # All of it exact in binary, the offsets too.
+    numbers = [[[1.25]], [[0.5]], [[stiff]], [[1.0]], [3.0], [-1.0], [slope]]
+    model = to_rest(*(torch.tensor(x, dtype=torch.float64) for x in numbers))
+    solution = solve_linear_gaussian(model, 0.0)
+    with mpmath.workdps(40):
+        # P = Q + A²PR / (R + B²P): B²P² + (R − A²R − QB²)P − QR = 0
+        half = (mpmath.mpf(-0.5625) - mpmath.mpf(stiff) / 4) * 2
+        P = -half + mpmath.sqrt(half**2 + 4 * mpmath.mpf(stiff))
+        for state in (0.0, 3.0, -30.0):
+            exact = -P * mpmath.mpf(state - 3.0) ** 2 + slope * mpmath.mpf(3.0 - state)
+            a, b, c = (
+                mpmath.mpf(x.item())
+                for x in (solution.v.quadratic, solution.v.linear, solution.v.constant)
+            )
+            found = a * mpmath.mpf(state) ** 2 + b * mpmath.mpf(state) + c
+            assert abs(found - exact) <= solution.error_bound * (1 + state**2)
+    assert solution.error_bound <= 1e-8 * max(1.0, float(P))
+
+
+def test_derivatives_of_the_undiscounted_regulator() -> None:
+    inputs = [x.detach().clone().requires_grad_() for x in rest_terms(1, n=2, m=1)]
+
+    def function(A: Tensor, B: Tensor, Q: Tensor, R: Tensor, *point: Tensor) -> Tensor:
+        model = to_rest(A, B, (Q + Q.mT) / 2, R, *point)
+        solution = solve_linear_gaussian(model, 0.0)
+        outputs = [solution.objective, solution.v.quadratic, solution.v.linear]
+        outputs += [solution.v.constant, solution.policy.gain, solution.policy.offset]
+        everything = torch.cat([x.flatten() for x in outputs])
+        return (everything * torch.linspace(0.5, 1.5, len(everything)).double()).sum()
+
+    assert torch.autograd.gradcheck(function, inputs, eps=1e-6, atol=1e-5, rtol=1e-4)
+    assert torch.autograd.gradgradcheck(
+        function, inputs, eps=1e-6, atol=1e-4, rtol=1e-3, fast_mode=True
+    )
+
+
+def test_undiscounted_regulator_as_a_result(tmp_path: Path) -> None:
+    result = infer(to_rest(*rest_terms(0, n=2, m=1)), Exact(temperature=0.0))
+    summary = result.summary()
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert summary["steps"] is None
+    close(result.objective, result.details.expected_return)
+    result.save(tmp_path / "run")
+    assert InferenceResult.load(tmp_path / "run").objective == result.objective.item()
+
+
 # --- control, with a horizon ----------------------------------------------------------------------
 
 
@@ -231,6 +352,22 @@ def test_posterior_matches_one_gaussian_integral(
         assert terms[2] > 1e-3
         assert solution.objective < control.objective
     assert (terms[0] > 1e-3) == bool(start.any())
+
+
+def test_posterior_of_a_long_horizon_begins_stationary() -> None:
+    one, other = (
+        solve_linear_gaussian(DoubleIntegrator(discount=1.0, horizon=T), 0.5, "posterior")
+        for T in (300, 2000)
+    )
+    assert one.posterior_dynamics is not None
+    assert other.posterior_dynamics is not None
+    for name in ("gain", "offset", "covariance"):
+        close(getattr(one.policy, name)[0], getattr(other.policy, name)[0], 1e-8)
+        close(getattr(other.policy, name)[1000], getattr(other.policy, name)[0], 1e-8)
+    for name in ("A", "B", "offset", "noise_covariance"):
+        steady = getattr(other.posterior_dynamics, name)
+        close(getattr(one.posterior_dynamics, name)[0], steady[0], 1e-8)
+        close(steady[1000], steady[0], 1e-8)
 
 
 def check_posterior(model: LinearGaussianModel, solution: LinearGaussianSolution) -> None:
@@ -438,6 +575,7 @@ def test_broken_twins_are_caught(twin: Any, target: str, monkeypatch: pytest.Mon
 
 
 EYE = np.eye(3)
+NO_LINEAR = {"state_linear": None, "action_linear": None}
 UNREACHED = {"A": np.diag([1.2, 0.5, 0.5]), "B": [[0, 0], [1, 0], [0, 1]], "cross_cost": None}
 
 
@@ -453,6 +591,21 @@ UNREACHED = {"A": np.diag([1.2, 0.5, 0.5]), "B": [[0, 0], [1, 0], [0, 1]], "cros
         ({"discount": 1.0}, 1.0, "posterior", "without a horizon the evidence has no limit"),
         ({"discount": 1.0, "horizon": 3}, 0.0, "posterior", "needs a temperature > 0"),
         ({"discount": 1.0}, 1.0, "control", "without a horizon .* discount below 1, got 1"),
+        ({"discount": 1.0}, 0.0, "control", "without a horizon .* discount below 1, got 1"),
+        (DETERMINISTIC, 1.0, "control", "without a horizon .* discount below 1, got 1"),
+        (DETERMINISTIC, 0.0, "control", "expected a reward of 0 in the state .* got .* a step"),
+        (
+            {**DETERMINISTIC, "reward_offset": 1e-9, "offset": None, **NO_LINEAR},
+            0.0,
+            "control",
+            "expected a reward of 0 in the state .* got -1e-09 a step",
+        ),
+        (
+            {**DETERMINISTIC, **UNREACHED},
+            0.0,
+            "control",
+            "no action reaches a mode of A that grows by 1.2 a step",
+        ),
         ({"action_cost": -np.eye(2)}, 1.0, "control", "soft value is infinite.* eigenvalue -1;"),
         ({"action_cost": -np.eye(2), "horizon": 3}, 1.0, "control", "soft value is infinite"),
         ({"state_cost": -9 * EYE, "horizon": 9}, 1.0, "control", "soft value is infinite"),

@@ -102,7 +102,7 @@ def _parts(
 ) -> ObjectiveParts:
     discount, horizon = model.discount, model.horizon
     if horizon is None:
-        steps = 1 / (1 - discount)
+        steps = 1 / (1 - discount) if discount < 1 else math.inf
     else:
         steps = float(horizon) if discount == 1 else (1 - discount**horizon) / (1 - discount)
     expected_return, objective = float(solution.expected_return), float(solution.objective)
