@@ -221,7 +221,9 @@ class PolicyEvaluation:
         position *= height - 1
         position += np.repeat(self._place, np.diff(matrix.indptr))
         position += below + above
-        band = np.bincount(position, weights=-matrix.data, minlength=height * right.size)
+        band = np.bincount(position, weights=matrix.data, minlength=height * right.size)
+        del position  # as large as the matrix itself
+        np.negative(band, out=band)
         band[below + above :: height] += 1
         factors, pivots, failed = lapack.dgbtrf(
             band.reshape(right.size, height).T, below, above, overwrite_ab=True

@@ -639,3 +639,11 @@ def test_solver_refuses_other_models() -> None:
 
     with pytest.raises(TypeError, match="expected a LinearGaussianModel, got Other"):
         solve_linear_gaussian(Other(), 1.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("discount", [0.9, 1.0])
+def test_what_json_has_no_word_for_survives_saving(discount: float, tmp_path: Path) -> None:
+    model = DoubleIntegrator(noise=0.0, discount=discount)
+    result = infer(model, Exact(temperature=0.0))
+    result.save(tmp_path / "run")
+    assert InferenceResult.load(tmp_path / "run", model=model).parts == result.parts

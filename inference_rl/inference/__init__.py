@@ -338,9 +338,10 @@ class InferenceResult:
         saved = runs.read_manifest(directory)
         routine = routine_class(saved["routine"])(**saved["settings"])
         gap = saved["evidence_gap"]
-        # A density's entropy and divergence are not finite at temperature 0, and JSON has no word.
+        # Not finite for a density at temperature 0, or without end; and JSON has no word for it.
         names = [field.name for field in dataclasses.fields(ObjectiveParts)]
-        parts = ObjectiveParts(**{n: -math.inf if saved[n] is None else saved[n] for n in names})
+        unbounded = {"entropy": -math.inf, "divergence": math.inf, "steps": math.inf}
+        parts = ObjectiveParts(**{n: unbounded[n] if saved[n] is None else saved[n] for n in names})
         evidence = Evidence(
             log_evidence=None
             if saved["log_evidence"] is None
