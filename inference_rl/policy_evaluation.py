@@ -38,6 +38,7 @@ _KRYLOV_ITERATIONS = 400
 _RECENTRINGS = 3
 _BAND_BYTES = 1.2e9
 _BAND_WIDTH = 300
+_BAND_ENTRIES = 1 << 22
 _SWEEPS_PER_LAYER = 4
 
 
@@ -217,14 +218,17 @@ class PolicyEvaluation:
         # LAPACK's band storage, one column of the matrix after another, with room for pivoting.
         below, above = self._band
         height = 2 * below + above + 1
-        position = self._place[matrix.indices].astype(np.int64)
-        position *= height - 1
-        position += np.repeat(self._place, np.diff(matrix.indptr))
-        position += below + above
-        band = np.bincount(position, weights=matrix.data, minlength=height * right.size)
-        del position  # as large as the matrix itself
-        np.negative(band, out=band)
-        band[below + above :: height] += 1
+        band = np.zeros(height * right.size)
+        band[below + above :: height] = 1.0
+        states = max(1, _BAND_ENTRIES * right.size // max(matrix.nnz, 1))
+        for low in range(0, right.size, states):  # a few at a time: positions take much room
+            starts = matrix.indptr[low : low + states + 1]
+            entries = slice(starts[0], starts[-1])
+            position = self._place[matrix.indices[entries]].astype(np.int64)
+            position *= height - 1
+            position += np.repeat(self._place[low : low + states], np.diff(starts))
+            position += below + above
+            np.subtract.at(band, position, matrix.data[entries])
         factors, pivots, failed = lapack.dgbtrf(
             band.reshape(right.size, height).T, below, above, overwrite_ab=True
         )
