@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +11,6 @@ from torch import Tensor
 
 from inference_rl.environment import EnvironmentModel
 from inference_rl.inference import (
-    NEGLIGIBLE_GAP,
-    OPTIMISM_WARNING,
     Evidence,
     EvidenceGap,
     InferenceResult,
@@ -50,10 +47,6 @@ def run(
     if progress is not None:
         progress("Riccati recursion")
     solution = solve_linear_gaussian(model, settings.temperature, settings.target)
-    if settings.target == "posterior":
-        assert solution.gap is not None
-        if solution.gap.total > NEGLIGIBLE_GAP:
-            warnings.warn(OPTIMISM_WARNING.format(float(solution.gap.total)), stacklevel=4)
     return InferenceResult(
         source=model,
         routine=settings,

@@ -199,9 +199,14 @@ def seconds_of(run: Callable[[], object]) -> float:
 
 
 def compare(
-    sizes: list[int], discounts: list[float], families: list[str], pairs: int, limit: float
+    sizes: list[int],
+    discounts: list[float],
+    families: list[str],
+    pairs: int,
+    limit: float,
+    among: list[str],
 ) -> None:
-    """Print one line per problem and peer."""
+    """Print one line per problem and peer, of those named in `among` (all if empty)."""
     warm_up = ring(100)
     for peer in quantecon_peers(warm_up, 0.9).values():
         peer(1e-3)
@@ -222,6 +227,8 @@ def compare(
                     del peers["qe pi"]  # its factors fill in: minutes and gigabytes
                 timed = {}
                 for name, peer in peers.items():
+                    if among and name not in among:
+                        continue
                     # Ten times the states takes at least ten times as long.
                     if spent.get((family, name, discount), 0.0) > limit / 10:
                         continue
@@ -333,6 +340,7 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
     parser.add_argument("--pairs", type=int, default=5, help="alternating runs per peer")
     parser.add_argument("--limit", type=float, default=20.0, help="seconds a peer may take")
+    parser.add_argument("--peers", nargs="+", default=[], help='such as "qe pi"; all if not given')
     parser.add_argument("--quick", action="store_true", help="size 1000, two pairs")
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--memory", action="store_true")
@@ -345,9 +353,16 @@ def main() -> None:
     elif options.large:
         large()
     elif options.quick:
-        compare([1000], options.discounts, options.families, 2, options.limit)
+        compare([1000], options.discounts, options.families, 2, options.limit, options.peers)
     else:
-        compare(options.sizes, options.discounts, options.families, options.pairs, options.limit)
+        compare(
+            options.sizes,
+            options.discounts,
+            options.families,
+            options.pairs,
+            options.limit,
+            options.peers,
+        )
 
 
 if __name__ == "__main__":
