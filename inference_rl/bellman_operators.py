@@ -7,7 +7,7 @@ under the policy that is best against V (control) or under the posterior's own d
 so that a Newton step is an evaluation of that policy.
 
 The transition is a CSR matrix of shape (S·A, S) whose row s·A + a is P(· | s, a). It is read in
-blocks of states that share its memory, small enough to stay in cache, by one thread per core.
+blocks of states that share its memory, by one thread per core.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
+import torch
 from scipy.sparse import csr_array, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
 UNIT_ROUNDOFF = float(np.finfo(np.float64).eps) / 2
 _UNDERFLOW = float(np.finfo(np.float64).smallest_subnormal)
-_BLOCK_NONZEROS = 1 << 17
+_BLOCK_NONZEROS = 1 << 19
+"""Threads take turns at Python's lock: smaller blocks would spend their time waiting for it."""
 _THREAD_NONZEROS = 1 << 19
 _NARROW = 16
 _POWER_ITERATIONS = 5000
@@ -54,13 +56,15 @@ class StateBlocks:
     def __init__(self, transition: csr_array, actions: int) -> None:
         states = transition.shape[1]
         work = transition.nnz + states * actions
-        count = max(1, min(states, -(-work // _BLOCK_NONZEROS)))
+        self._parallel = work >= _THREAD_NONZEROS
+        cores = _cores() if self._parallel else 1
+        # As many for each thread, so that none is left to finish alone.
+        count = min(states, cores * max(1, -(-work // (cores * _BLOCK_NONZEROS))))
         edges = np.linspace(0, states, count + 1).astype(int)
         self.blocks = [
             (int(low), int(high), _row_block(transition, low * actions, high * actions))
             for low, high in pairwise(edges)
         ]
-        self._parallel = work >= _THREAD_NONZEROS
 
     def map(self, work: Callable[[int, int, csr_array], None]) -> None:
         """Call `work(low, high, rows)` for every block; the result must not depend on the order."""
@@ -89,8 +93,13 @@ class StateBlocks:
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return ThreadPoolExecutor(cores, thread_name_prefix="bellman")
+    return ThreadPoolExecutor(_cores(), thread_name_prefix="bellman")
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _row_block(matrix: csr_array, low: int, high: int) -> csr_array:
@@ -171,7 +180,8 @@ class ControlBackup:
         growth = _columns_minus(q, best)
         growth /= self.temperature
         if self._folded:
-            np.exp(growth, out=growth)
+            # NumPy's exponential of doubles takes twice as long.
+            _exp(growth)
             total = np.log(growth.sum(axis=0))
             total *= self.temperature
             total += best
@@ -228,7 +238,7 @@ class ControlBackup:
         else:
             with np.errstate(over="ignore", under="ignore"):
                 policy = (self.q - backed_up[:, None]) / self.temperature
-                policy = np.exp(policy if self._folded else policy + self.log_prior)
+                policy = _exp(policy if self._folded else policy + self.log_prior)
         return policy / policy.sum(axis=1, keepdims=True)
 
     @cached_property
@@ -382,6 +392,12 @@ class PosteriorBackup:
             middle = highs[group]
             x[members] += np.logaddexp(ratio, middle) - middle
         return low, high
+
+
+def _exp(table: np.ndarray) -> np.ndarray:
+    """The exponential, in place."""
+    torch.exp(torch.from_numpy(table), out=torch.from_numpy(table))
+    return table
 
 
 def _largest_finite(table: np.ndarray) -> float:
