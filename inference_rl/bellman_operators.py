@@ -13,24 +13,30 @@ blocks of states that share its memory, by one thread per core.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
+Result = TypeVar("Result")
+
 UNIT_ROUNDOFF = float(np.finfo(np.float64).eps) / 2
+WHOLE = 1e-13
+"""How far a row of rounded probabilities may be from a sum of one."""
 _UNDERFLOW = float(np.finfo(np.float64).smallest_subnormal)
 _BLOCK_NONZEROS = 1 << 19
 """Threads take turns at Python's lock: smaller blocks would spend their time waiting for it."""
 _THREAD_NONZEROS = 1 << 19
 _NARROW = 16
 _POWER_ITERATIONS = 5000
+_NEAR = 0.5
+"""Nats. Below it, the bounds on rounding of the two forms of the posterior's backup are alike."""
 
 
 class BellmanOperator(Protocol):
@@ -75,7 +81,7 @@ class StateBlocks:
                 work(*block)
 
         if self._parallel:
-            list(_threads().map(run, self.blocks))
+            list(side_by_side(run, self.blocks))
         else:
             for block in self.blocks:
                 run(block)
@@ -89,6 +95,11 @@ class StateBlocks:
 
         self.map(block)
         return product
+
+
+def side_by_side(work: Callable[..., Result], *parts: Iterable[Any]) -> Iterator[Result]:
+    """As `map`, by one thread per core; starts at once."""
+    return _threads().map(work, *parts)
 
 
 @cache
@@ -266,8 +277,11 @@ class ControlBackup:
 class PosteriorBackup:
     """V(s) = log Σ_a ρ(a|s) Σ_s' P(s'|s,a) e^w [(1-discount) + discount · e^V(s')], in nats.
 
-    The log-evidence of O = 1 from s on, when each step survives with probability `discount`. All in
-    log space: `log_weight` (one per non-zero of `transition`) may be a million nats.
+    The log-evidence of O = 1 from s on, when each step survives with probability `discount`. In log
+    space: `log_weight` (one per non-zero of `transition`) may be a million nats. Where all of V and
+    w is below half a nat, as at a high temperature, as log1p Σ ρ P expm1 instead, whose error is
+    relative to V and w. That takes rows for distributions, and so they are normalised. Where one of
+    them misses a sum of one by more than rounding, all are taken at their word, in log space.
     """
 
     slope = (0.0, np.inf)
@@ -283,9 +297,16 @@ class PosteriorBackup:
     ) -> None:
         states, actions = log_prior.shape
         self.terminal, self.discount = terminal, discount
-        repeated = np.repeat(log_prior.ravel(), np.diff(transition.indptr))
+        fan = np.diff(transition.indptr)
+        repeated = np.repeat(log_prior.ravel(), fan)
+        mass = transition @ np.ones(states)
+        used = np.isfinite(log_prior).ravel() & (fan > 0)
+        whole = not used.any() or float(np.abs(mass[used] - 1).max()) <= WHOLE
+        share = transition.data
+        if whole:
+            share = share / np.repeat(np.where(used, mass, 1.0), fan)
         with np.errstate(divide="ignore"):
-            logits = np.log(transition.data) + repeated + log_weight
+            logits = np.log(share) + repeated + log_weight
         possible = logits > -np.inf
         self._possible = possible
         before = np.concatenate([[0], np.cumsum(possible)])
@@ -302,9 +323,18 @@ class PosteriorBackup:
         self._scale = float(np.abs(self.matrix.data).max(initial=0.0)) + float(
             np.abs(log_weight).max(initial=0.0)
         )
+        self._steepest = float(np.abs(log_weight[possible]).max(initial=0.0))
+        self._may_be_near = whole and self._steepest < _NEAR
+        if self._may_be_near:
+            self._log_weight = log_weight[possible]
+            self._share = (share * np.exp(repeated))[possible]
+            # Products, normalisations and sums of probabilities, and ρ known through its logarithm.
+            self._near_roundings = 3 * self._sum_roundings + 16 + np.log(actions)
         self._weights = np.empty(0)
 
     def __call__(self, value: np.ndarray) -> np.ndarray:
+        if self._near(value):
+            return self._relative_to_one(value)
         terms = self.matrix.data + self._continuation(value)[self.matrix.indices]
         backed_up = np.zeros_like(value)
         top = np.maximum.reduceat(terms, self._starts)
@@ -318,19 +348,40 @@ class PosteriorBackup:
         self._weights = terms / full[self._state]
         return backed_up
 
+    def _near(self, value: np.ndarray) -> bool:
+        """Whether V is relative to the evidence of one."""
+        return self._may_be_near and self._steepest + _largest(value) <= _NEAR
+
+    def _relative_to_one(self, value: np.ndarray) -> np.ndarray:
+        growth = self._log_weight + self._continuation(value)[self.matrix.indices]
+        np.expm1(growth, out=growth)
+        growth *= self._share
+        total = np.zeros_like(value)
+        total[self._live] = np.add.reduceat(growth, self._starts)
+        growth += self._share
+        self._weights = growth / (1 + total)[self._state]
+        return np.log1p(total)
+
     def _continuation(self, value: np.ndarray) -> np.ndarray:
         """log[(1-discount) + discount · e^V] (S,)."""
         if self.discount == 1:
             return value
         if self.discount == 0:
             return np.zeros_like(value)
+        if _largest(value) <= _NEAR:
+            return np.log1p(self.discount * np.expm1(value))
         # Relative to V where V is large, and to zero where it is small, so that no digit is lost.
         high = np.maximum(value, 0.0)
         end = (1 - self.discount) * np.exp(-high)
         return high + np.log(end + self.discount * np.exp(value - high))
 
     def rounding(self, value: np.ndarray, backed_up: np.ndarray) -> float:
-        scale = 4 * self._scale + 6 * float(np.abs(value).max(initial=0.0)) + 8
+        if self._near(value):
+            size = self._steepest + _largest(value)
+            # The exponential of such a sum, over what its mean can be at least.
+            steepness = np.exp(2 * size)
+            return self._near_roundings * (UNIT_ROUNDOFF * steepness * size + 4 * _UNDERFLOW)
+        scale = 4 * self._scale + 6 * _largest(value) + 8
         return UNIT_ROUNDOFF * (scale + 2 * self._sum_roundings)
 
     def derivative(self, value: np.ndarray, backed_up: np.ndarray) -> csr_array:
@@ -348,7 +399,7 @@ class PosteriorBackup:
         data = self.discount * probability
         return csr_array(
             (data, self.matrix.indices, self.matrix.indptr), shape=self.matrix.shape
-        ), expected
+        ), expected.astype(np.float64)  # of whole numbers where there is nothing to count
 
     def log_spectral_radius(self) -> tuple[float, float]:
         """Bounds on the log of M's spectral radius over non-terminal states.
@@ -398,6 +449,10 @@ def _exp(table: np.ndarray) -> np.ndarray:
     """The exponential, in place."""
     torch.exp(torch.from_numpy(table), out=torch.from_numpy(table))
     return table
+
+
+def _largest(values: np.ndarray) -> float:
+    return float(np.abs(values).max(initial=0.0))
 
 
 def _largest_finite(table: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
+import scipy.sparse.csgraph
 import scipy.sparse.linalg
 import torch
 from torch import Tensor
@@ -73,13 +74,25 @@ def control_messages(
         progress=_reporting(progress, "control"),
     )
 
-    def weights(q: Tensor) -> Tensor:
-        policy = soft_policy(q, model.log_prior, temperature).flatten()[model.rows()]
-        return model.discount * policy * model.probabilities
+    def act(q: Tensor) -> Tensor:
+        policy = soft_policy(q, model.log_prior, temperature)
+        if temperature == 0 and model.discount == 1:
+            return _ending(model, policy, tied_actions(model, q, point.residual))
+        return policy
 
-    v = _differentiable(point, lambda v: control_q(model, v), value, weights, model, temperature)
+    def evaluated(q: Tensor) -> Tensor:
+        # The gradient is that of one best policy: a mixture of tied ones may be nobody's.
+        if temperature == 0:
+            best = q.gather(-1, act(q).argmax(-1, keepdim=True)).squeeze(-1)
+            return torch.where(model.is_terminal, 0.0, best)
+        return value(q)
+
+    def weights(q: Tensor) -> Tensor:
+        return model.discount * act(q).flatten()[model.rows()] * model.probabilities
+
+    v = _differentiable(point, lambda v: control_q(model, v), evaluated, weights, model)
     q = control_q(model, v)
-    policy = soft_policy(q, model.log_prior, temperature)
+    policy = act(q)
     return Messages(q, v, policy, float(point.error_bound), point.iterations, float(point.residual))
 
 
@@ -121,7 +134,7 @@ def posterior_messages(
         alive = _log_posterior_transition(model, q, current, temperature).exp()
         return policy * alive
 
-    v = _differentiable(point, step, value, weights, model, temperature)
+    v = _differentiable(point, step, value, weights, model)
     q = step(v)
     policy = soft_policy(q, model.log_prior, 1.0)
     return Messages(q, v, policy, float(point.error_bound), point.iterations, float(point.residual))
@@ -192,7 +205,6 @@ def _differentiable(
     value: Callable[[Tensor], Tensor],
     weights: Callable[[Tensor], Tensor],
     model: FiniteModel,
-    temperature: float | Tensor,
 ) -> Tensor:
     """The fixed point as a tensor that knows its gradient, if there is anything to differentiate.
 
@@ -255,3 +267,43 @@ def first_step(v: Tensor) -> Tensor:
 
 def _number(value: float | Tensor) -> float:
     return value if isinstance(value, int | float) else float(value.item())
+
+
+def tied_actions(model: FiniteModel, q: Tensor, error: float) -> Tensor:
+    """Which actions are best in their state, (..., S, A), for V known within `error`."""
+    q = torch.where(model.log_prior > -torch.inf, q, -torch.inf).detach()
+    best = q.amax(-1, keepdim=True)
+    return q >= best - 2 * error - 1e-12 * best.abs()
+
+
+def _ending(model: FiniteModel, policy: Tensor, tied: Tensor) -> Tensor:
+    """A greedy policy (S, A) with its ties broken towards the end of the episode, if need be.
+
+    Without a discount, waiting costs nothing: the first of the best actions may put off for ever
+    what V counts on. Any policy of tied actions that does end is worth V.
+    """
+    _, stuck = _towards_the_end(model, policy > 0)
+    if not stuck.any():
+        return policy
+    reaches, _ = _towards_the_end(model, tied)
+    chosen = torch.where(reaches.any(-1), reaches.int().argmax(-1), policy.argmax(-1))
+    return torch.nn.functional.one_hot(chosen, model.num_actions).to(policy.dtype)
+
+
+def _towards_the_end(model: FiniteModel, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Which allowed actions (S, A) may come one step nearer to the end, and from which states (S,)
+    none ever reaches it.
+    """
+    rows, states = model.rows(), model.num_states
+    possible = allowed.flatten()[rows] & (model.probabilities > 0)
+    source, target = rows // model.num_actions, model.successors.long()
+    # Edges reversed, and one more node from which every terminal state is reached at once.
+    ends = model.is_terminal.nonzero().squeeze(-1)
+    row = torch.cat([target[possible], torch.full_like(ends, states)]).numpy()
+    column = torch.cat([source[possible], ends]).numpy()
+    reverse = scipy.sparse.csr_array((np.ones(len(row)), (row, column)), shape=(states + 1,) * 2)
+    _, nearer = scipy.sparse.csgraph.breadth_first_order(reverse, states)
+    following = torch.from_numpy(nearer[:states]).long()
+    reaches = torch.zeros(allowed.numel(), dtype=torch.bool)
+    reaches[rows[possible & (target == following[source])]] = True
+    return reaches.reshape(allowed.shape), following < 0

@@ -8,17 +8,18 @@ than its bound, which is computed from T alone and so does not depend on how V w
 - V and T V give an interval for V* (MacQueen 1966): if lower <= T V - V <= upper everywhere and no
   state ends the episode, V + lower/(1-discount) <= V* <= V + upper/(1-discount).
 - With terminal states, and without discount, a supersolution does: T U <= U implies V* <= U. We try
-  U = V + c·w, w the expected time to the end, and verify the inequality state by state.
+  U = V + c·w, w the expected time to the end, and verify the inequality state by state. Where
+  waiting is free, in a model in which the states that may wait for one another are one state.
 
 Rounding of T is bounded too and enters both. Bellman backups are in `bellman_operators`, linear
-solves in `policy_evaluation`.
+solves in `policy_evaluation`, free waiting in `end_components`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -27,10 +28,12 @@ from scipy.sparse.csgraph import breadth_first_order
 
 from inference_rl.bellman_operators import (
     UNIT_ROUNDOFF,
+    WHOLE,
     BellmanOperator,
     ControlBackup,
     PosteriorBackup,
 )
+from inference_rl.end_components import CollapsedBackup, end_components
 from inference_rl.policy_evaluation import PolicyEvaluation
 
 Progress = Callable[[int, float], None]
@@ -42,6 +45,7 @@ _DIVERGED = 1e15
 _CERTIFICATES = 10
 _PROOF_SWEEPS = 500
 _LOST = 1e4
+_LAST_SWEEPS = 50_000
 _POLISH_STATES = 4096
 _ACCURACY = 0.05
 _ROW_SUM_TOLERANCE = 1e-6
@@ -84,7 +88,8 @@ def solve_control(
     :param reward: (S, A), expected immediate reward.
     :param log_prior: (S, A), log ρ; -inf forbids an action. Rows are normalised.
     :param terminal: (S,) bool; the value is zero there.
-    :param discount: in [0, 1]; one is legal when every state can reach a terminal one.
+    :param discount: in [0, 1]; one is legal when every state can reach a terminal one; V is then
+        that of the best policy that surely does.
     :param temperature: >= 0, reward units. Zero is regular RL: V is the maximum of Q.
     :param absolute, relative: stop once the certified error is at most
         max(absolute, relative · max |V|).
@@ -103,30 +108,58 @@ def solve_control(
     _require(np.isfinite(reward) | ~allowed, "reward", "a finite number")
     if not 0 <= temperature < np.inf:
         raise ValueError(f"temperature: expected a finite number >= 0, got {temperature}")
-    operator = ControlBackup(
+    backup = partial(
+        ControlBackup,
         transition,
         reward,
-        log_prior,
-        row_mass,
+        row_mass=row_mass,
         terminal=terminal,
         discount=discount,
         temperature=float(temperature),
     )
-    graph = csr_array(
-        (transition.data, transition.indices, np.ascontiguousarray(transition.indptr[::actions])),
-        shape=(states, states),
-    )
-    evaluate = PolicyEvaluation(graph, discount=discount, closed=not terminal.any())
-    start = np.zeros(states)
-    if discount == 1:
-        # The prior surely ends, so that its value is finite and every Newton step improves on it.
-        prior = np.exp(log_prior)
-        expected = np.einsum("sa,sa->s", prior, np.where(allowed, reward, 0.0))
-        start = evaluate.solve(operator.evaluation(prior), expected, accuracy=1e-8)
-    found = _newton(operator, evaluate, start, absolute or 0.0, relative, progress)
+    component, waits = np.arange(states), np.zeros_like(allowed)
+    if discount == 1 and temperature == 0:
+        free = allowed & (reward == 0)
+        # A row that misses one by more than rounding is not free: it gains or loses each time.
+        free[~terminal] &= np.abs(row_mass - 1) <= WHOLE
+        component, waits = end_components(transition, free)
+    operator = backup(log_prior)
+    if waits.any():
+        collapsed = CollapsedBackup(backup(np.where(waits, -np.inf, log_prior)), component)
+        matrix, rate = collapsed.prior_dynamics()
+        evaluate = PolicyEvaluation(matrix, discount=1.0, closed=False)
+        start = evaluate.solve(matrix, rate, accuracy=1e-8)
+        found = _newton(collapsed, evaluate, start, absolute or 0.0, relative, progress)
+        found, start = replace(found, value=found.value[component]), start[component]
+    else:
+        by_state = np.ascontiguousarray(transition.indptr[::actions])
+        graph = csr_array((transition.data, transition.indices, by_state), shape=(states, states))
+        evaluate = PolicyEvaluation(graph, discount=discount, closed=not terminal.any())
+        start = np.zeros(states)
+        if discount == 1:
+            # The prior surely ends: its value is finite, and every Newton step improves on it.
+            prior = np.exp(log_prior)
+            expected = np.einsum("sa,sa->s", prior, np.where(allowed, reward, 0.0))
+            start = evaluate.solve(operator.evaluation(prior), expected, accuracy=1e-8)
+        found = _newton(operator, evaluate, start, absolute or 0.0, relative, progress)
     if discount == 1 and found.error_bound == np.inf:
+        # Policies that hardly ever end leave linear systems that no digit can be trusted of.
+        swept = _swept(operator, start)
+        if swept is not None:
+            return replace(swept, backups=found.backups + swept.backups)
         _check_no_loop_pays(operator, found)
     return found
+
+
+def _swept(operator: ControlBackup, value: np.ndarray) -> FixedPoint | None:
+    """The limit of plain backups from below, without a certificate; None if they do not settle."""
+    for sweep in range(1, _LAST_SWEEPS + 1):
+        backed_up = operator(value)
+        residual = float(np.abs(backed_up - value).max(initial=0.0))
+        if residual <= operator.rounding(value, backed_up):
+            return FixedPoint(backed_up, np.inf, sweep, sweep, residual, converged=False)
+        value = backed_up
+    return None
 
 
 def solve_posterior(
@@ -148,7 +181,8 @@ def solve_posterior(
     :param log_prior: (S, A), log ρ; -inf forbids an action. Rows are normalised.
     :param terminal: (S,) bool.
     :param discount: in [0, 1]; one is legal when every state can reach a terminal one.
-    :param relative: stop once the certified error is at most relative · max(1, max |V|).
+    :param relative: stop once the certified error is at most relative · max |V|, or rounding allows
+        no better.
     :param progress: called as progress(iterations, error_bound), at most ten times a second.
     :raises ValueError: malformed tables, or infinite evidence: the discount times the spectral
         radius of M(s,s') = Σ_a ρ P e^w over non-terminal s' is not below one.
@@ -167,7 +201,7 @@ def solve_posterior(
     if discount == 1:
         matrix, rate = operator.prior_dynamics(weights)
         start = evaluate.solve(matrix, rate, accuracy=1e-8)
-    found = _newton(operator, evaluate, start, relative, relative, progress)
+    found = _newton(operator, evaluate, start, 0.0, relative, progress)
     if found.error_bound == np.inf:
         _check_evidence_is_finite(operator)
     return found

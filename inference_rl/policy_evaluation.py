@@ -17,13 +17,14 @@ In a large sheet with an end, plain sweeps go first: often they find the way out
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum, auto
 
 import numpy as np
 from scipy.linalg import lapack
-from scipy.sparse import csc_array, csr_array, csr_matrix, eye_array
-from scipy.sparse.csgraph import reverse_cuthill_mckee
+from scipy.sparse import csc_array, csr_array, eye_array
 from scipy.sparse.linalg import LinearOperator, bicgstab, splu
 
+from inference_rl.banded import BandOrder, TwistedFactors
 from inference_rl.bellman_operators import StateBlocks
 
 _DENSE_STATES = 300
@@ -35,11 +36,17 @@ _SMALL_STATES = 4096
 _SPARSE_STATES = 1024
 _SHEET_STATES = 200_000
 _KRYLOV_ITERATIONS = 400
-_RECENTRINGS = 3
 _BAND_BYTES = 1.2e9
 _BAND_WIDTH = 300
-_BAND_ENTRIES = 1 << 22
 _SWEEPS_PER_LAYER = 4
+
+
+class _Method(Enum):
+    DENSE = auto()
+    SERIES = auto()
+    BANDED = auto()
+    SPARSE = auto()
+    KRYLOV = auto()
 
 
 class PolicyEvaluation:
@@ -51,12 +58,15 @@ class PolicyEvaluation:
 
     def __init__(self, graph: csr_array, *, discount: float, closed: bool) -> None:
         self._graph, self._discount, self._closed = graph, discount, closed
-        self._method = self._dense if graph.shape[0] <= _DENSE_STATES else self._series
+        self._method: _Method = _Method.SERIES
+        if graph.shape[0] <= _DENSE_STATES:
+            self._method = _Method.DENSE
         self._sweeps_left = self._sweeps = 0
         self._may_sweep = False
-        self._mixing = closed and discount < 1 and self._method == self._series
+        self._mixing = closed and discount < 1 and self._method is _Method.SERIES
         self._backups, self._recent_spread = 0, np.inf
-        self._factors: tuple[np.ndarray, np.ndarray] | None = None
+        self._factors: TwistedFactors | None = None
+        self._factorised = False
         self._last_size = np.inf
         self.products = 0
         """Products with J so far."""
@@ -64,7 +74,7 @@ class PolicyEvaluation:
     @property
     def direct(self) -> bool:
         """Whether solutions are exact up to rounding."""
-        return self._method in (self._dense, self._banded, self._sparse)
+        return self._method in (_Method.DENSE, _Method.BANDED, _Method.SPARSE)
 
     @property
     def sweeping(self) -> bool:
@@ -91,9 +101,10 @@ class PolicyEvaluation:
             return right
         size = float(np.abs(right).max(initial=0.0))
         reuse, self._last_size = size <= _SETTLING * self._last_size, size
-        if reuse and self._factors is not None:
+        if reuse and self._factorised:
             # So near the fixed point J hardly changes, and new factors cost far more than its last.
-            return self._substitute(right)
+            assert self._factors is not None
+            return self._factors.solve(right)
         self._may_sweep = True
         step = self.solve(linearise(), right, accuracy=accuracy)
         self._may_sweep = False
@@ -105,7 +116,17 @@ class PolicyEvaluation:
         if size == 0 or not np.isfinite(size):
             return np.zeros_like(right)
         # Huge and tiny rewards: the squares in inner products would overflow or vanish.
-        return self._method(matrix, right / size, accuracy) * size
+        return self._solve(matrix, right / size, accuracy) * size
+
+    def _solve(self, matrix: csr_array, right: np.ndarray, accuracy: float) -> np.ndarray:
+        by_method = {
+            _Method.DENSE: self._dense,
+            _Method.SERIES: self._series,
+            _Method.BANDED: self._banded,
+            _Method.SPARSE: self._sparse,
+            _Method.KRYLOV: self._krylov,
+        }
+        return by_method[self._method](matrix, right, accuracy)
 
     def retreat(self) -> None:
         """Newton steps do not help from here: sweep for a while, longer each time."""
@@ -141,11 +162,11 @@ class PolicyEvaluation:
             solution += term
             if count % 4 == 0:
                 # Noise dies out at once everywhere: only what comes after it tells the rate.
-                if count > 4 and spread > _SLOW**4 * recent and self._method == self._series:
+                if count > 4 and spread > _SLOW**4 * recent and self._method is _Method.SERIES:
                     self._choose_slow()
                     if self._may_sweep and self._sweeps_left > 0:
                         return right
-                    return self._method(matrix, right, accuracy)
+                    return self._solve(matrix, right, accuracy)
                 recent = spread
         if self._closed and self._discount < 1:
             # The rest of the series, were its terms constant from here on.
@@ -173,37 +194,27 @@ class PolicyEvaluation:
         return self._series(matrix, right, accuracy)
 
     def _choose_slow(self) -> None:
-        order = reverse_cuthill_mckee(csr_matrix(self._graph), symmetric_mode=True)
-        place = np.argsort(order).astype(np.int32)
-        starts, columns = self._graph.indptr, self._graph.indices
-        if (np.diff(starts) > 0).all():
-            # A state belongs midway between the ends of its reach: a band a quarter narrower.
-            for _ in range(_RECENTRINGS):
-                reach = place[columns]
-                middle = np.minimum.reduceat(reach, starts[:-1])
-                middle += np.maximum.reduceat(reach, starts[:-1])
-                order = np.argsort(middle, kind="stable")
-                place[order] = np.arange(order.size, dtype=np.int32)
-        offset = np.repeat(place, np.diff(starts))
-        offset -= place[columns]
-        below, above = int(offset.max(initial=0)), int(-offset.min(initial=0))
-        height = 2 * below + above + 1
-        layer = max(min(below, above), 1)
-        if below + above <= _BAND_WIDTH and 8 * height * order.size <= _BAND_BYTES:
-            self._order, self._place, self._band = order, place, (below, above)
-            self._method = self._banded
-            return
-        if order.size <= _SPARSE_STATES or (
-            # As a sheet has, whose factors stay sparse.
-            layer**2 <= 4 * order.size and order.size <= _SHEET_STATES
+        order, states = BandOrder(self._graph), self._graph.shape[0]
+        layer = max(min(order.below, order.above), 1)
+        if (
+            order.below + order.above <= _BAND_WIDTH
+            and order.bytes <= _BAND_BYTES
+            and 3 * order.width <= states
         ):
-            self._method = self._sparse
+            self._factors = TwistedFactors(order)
+            self._method = _Method.BANDED
+            return
+        if states <= _SPARSE_STATES or (
+            # As a sheet has, whose factors stay sparse.
+            layer**2 <= 4 * states and states <= _SHEET_STATES
+        ):
+            self._method = _Method.SPARSE
         else:
-            self._method = self._krylov
-        if order.size > _SMALL_STATES and not self._closed:
+            self._method = _Method.KRYLOV
+        if states > _SMALL_STATES and not self._closed:
             # What ends the episode is felt one step further away per sweep, and often that is all
             # there is to it: a shortest path is found without solving for any other.
-            self._sweeps_left = self._sweeps = _SWEEPS_PER_LAYER * (order.size // layer)
+            self._sweeps_left = self._sweeps = _SWEEPS_PER_LAYER * (states // layer)
 
     def _sparse(self, matrix: csr_array, right: np.ndarray, accuracy: float) -> np.ndarray:
         system = csc_array(eye_array(right.size) - matrix)
@@ -214,31 +225,8 @@ class PolicyEvaluation:
             return np.zeros_like(right)
 
     def _banded(self, matrix: csr_array, right: np.ndarray, accuracy: float) -> np.ndarray:
-        self._factors = None  # lest two of them be held
-        # LAPACK's band storage, one column of the matrix after another, with room for pivoting.
-        below, above = self._band
-        height = 2 * below + above + 1
-        band = np.zeros(height * right.size)
-        band[below + above :: height] = 1.0
-        states = max(1, _BAND_ENTRIES * right.size // max(matrix.nnz, 1))
-        for low in range(0, right.size, states):  # a few at a time: positions take much room
-            starts = matrix.indptr[low : low + states + 1]
-            entries = slice(starts[0], starts[-1])
-            position = self._place[matrix.indices[entries]].astype(np.int64)
-            position *= height - 1
-            position += np.repeat(self._place[low : low + states], np.diff(starts))
-            position += below + above
-            np.subtract.at(band, position, matrix.data[entries])
-        factors, pivots, failed = lapack.dgbtrf(
-            band.reshape(right.size, height).T, below, above, overwrite_ab=True
-        )
-        if failed:
-            return np.zeros_like(right)
-        self._factors = factors, pivots
-        return self._substitute(right)
-
-    def _substitute(self, right: np.ndarray) -> np.ndarray:
         assert self._factors is not None
-        factors, pivots = self._factors
-        solution, _ = lapack.dgbtrs(factors, *self._band, right[self._order], pivots)
-        return solution[self._place]
+        self._factorised = self._factors.factorise(matrix)
+        if not self._factorised:
+            return self._sparse(matrix, right, accuracy)
+        return self._factors.solve(right)

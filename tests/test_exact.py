@@ -813,6 +813,34 @@ def test_without_discount_the_greedy_policy_does_not_put_off_the_end(
     assert result.details.ties[state] == ties  # three ways keep off the hole; one is best
 
 
+@pytest.mark.parametrize("name", ["FrozenLake-v1", "FrozenLake8x8-v1"])
+def test_lakes_without_discount_are_certified_though_waiting_is_free(name: str) -> None:
+    """Against sweeps from zero, which rise to the best policy's chance to reach the goal."""
+    result = infer(load_target(name, discount=1.0), Exact(0.0))
+    model: Any = result.model
+    reward, moves = model.expected_reward().numpy(), model.csr
+    value, before = np.zeros(model.num_states), None
+    while before is None or np.abs(value - before).max() > 1e-18:
+        before = value
+        value = (reward + (moves @ value).reshape(reward.shape)).max(-1)
+    assert result.error_bound is not None
+    assert np.abs(result.v.numpy() - value).max() <= result.error_bound <= 1e-10
+    assert float(result.objective) == pytest.approx(float(result.v[0]), abs=1e-12)
+
+
+def test_gradient_without_discount_is_that_of_a_policy_that_ends() -> None:
+    """The first of two best actions waits; what counts is the reward for leaving."""
+    moves = torch.zeros(2, 2, 2)
+    moves[0, 0, 0] = moves[0, 1, 1] = 1.0
+    reward = torch.tensor([[0.0, 3.0], [0.0, 0.0]], requires_grad=True)
+    model = FiniteModel.from_tables(moves, reward, terminal=[False, True], initial=[1.0, 0.0])
+    result = infer(model, Exact(0.0))
+    assert result.details.ties.tolist() == [2, 0]
+    for output in (result.objective, result.v[0]):
+        (gradient,) = torch.autograd.grad(output, reward, retain_graph=True)
+        assert gradient.tolist() == [[0.0, 1.0], [0.0, 0.0]]
+
+
 def lake(discount: float) -> InferenceResult:
     return infer(load_target("FrozenLake-v1", discount=discount), Exact(0.0))
 
@@ -1002,20 +1030,66 @@ def test_infinite_control_at_every_temperature(temperature: float) -> None:
         assert error <= result.error_bound
 
 
-@pytest.mark.parametrize("temperature", [1.0, 1e3, 1e6, 1e9])
-def test_infinite_posterior_at_high_temperatures(temperature: float) -> None:
-    """To 1e-10 nats, and within the bound: in reward units, that times the temperature."""
-    case = dyadic(None, 0.5, ends=True)
-    result = infer(model_of(case), Exact(temperature, "posterior"))
+def mp_log_evidence(case: Tables, temperature: float) -> list[Any]:
+    """V^x in nats: the logarithm of what solves a linear system, for rows that sum to one."""
     with mpmath.workdps(oracles.DIGITS):
-        value: list[Any] = [mpmath.mpf(0)] * 3
-        for _ in range(400):
-            value = mp_backup(case.stopped(), value, temperature, "posterior")
-        value = [x * mpmath.mpf(temperature) for x in value]
-    error = distance(result.v, value)
-    assert error <= 1e-10 * temperature
-    assert result.error_bound is not None
-    assert error <= result.error_bound
+        gamma, scale = mpmath.mpf(case.discount), mpmath.mpf(temperature)
+        system, right = mpmath.eye(case.states), mpmath.zeros(case.states, 1)
+        for s in range(case.states):
+            if case.terminal[s]:
+                right[s] = 1
+                continue
+            prior = [mpmath.mpf(float(x)) for x in case.prior[s]]
+            for a in range(case.actions):
+                chances = [mpmath.mpf(float(x)) for x in case.transition[s, a]]
+                share = prior[a] / mpmath.fsum(prior) / mpmath.fsum(chances)
+                for t, chance in enumerate(chances):
+                    weight = share * chance * mpmath.exp(float(case.reward[s, a, t]) / scale)
+                    right[s] += (1 - gamma) * weight
+                    system[s, t] -= gamma * weight
+        return [mpmath.log(z) for z in mpmath.lu_solve(system, right)]
+
+
+def mp_posterior_q(case: Tables, nats: list[Any], temperature: float) -> list[Any]:
+    """Q^x in nats, one after another of the states that are not terminal."""
+    gamma, scale = mpmath.mpf(case.discount), mpmath.mpf(temperature)
+    after = [1 - gamma + gamma * mpmath.exp(x) for x in nats]
+    q = []
+    for s, a in itertools.product(np.flatnonzero(~case.terminal), range(case.actions)):
+        chances = [mpmath.mpf(float(x)) for x in case.transition[s, a]]
+        weights = [mpmath.exp(float(x) / scale) for x in case.reward[s, a]]
+        terms = [p * w * z for p, w, z in zip(chances, weights, after, strict=True)]
+        q.append(mpmath.log(mpmath.fsum(terms) / mpmath.fsum(chances)))
+    return q
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("discount", [0.5, 0.9, 0.99, 1.0])
+def test_infinite_posterior_at_every_temperature(temperature: float, discount: float) -> None:
+    """Ten digits of V itself, of a billionth of a nat as of a million nats."""
+    for ends in (False, True):
+        case = dyadic(None, min(discount, 0.99), ends=ends)
+        case = (costly(ending(case)) if discount == 1 else costly(case)).stopped()
+        result = infer(model_of(case), Exact(temperature, "posterior"))
+        nats = mp_log_evidence(case, temperature)
+        with mpmath.workdps(oracles.DIGITS):
+            backed = mp_backup(case, nats, temperature, "posterior")
+            left = max(abs(x - y) for x, y in zip(backed, nats, strict=True))
+            assert left <= mpmath.mpf(10) ** -35 * size_of(nats), "the oracle is wrong"
+            exact = [x * mpmath.mpf(temperature) for x in nats]
+            exact_q = [x * mpmath.mpf(temperature) for x in mp_posterior_q(case, nats, temperature)]
+            weighed = [p * mpmath.exp(x) for p, x in zip(case.initial.tolist(), nats, strict=True)]
+            evidence = mpmath.log(mpmath.fsum(weighed))
+            assert abs(float(result.log_evidence) - evidence) <= 1e-10 * abs(evidence)
+        error = distance(result.v, exact)
+        assert error <= 1e-10 * size_of(exact)
+        assert result.error_bound is not None
+        assert error <= result.error_bound <= 1e-9 * size_of(exact)
+        live = ~case.terminal
+        assert distance(result.q[live].flatten(), exact_q) <= 1e-10 * size_of(exact_q)
+        gap = result.gap
+        whole = 1e-10 * (abs(gap.log_evidence) + abs(gap.max_elbo))
+        close(gap.start + gap.policy + gap.dynamics, gap.total, whole)
 
 
 def test_ten_thousand_steps() -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import mpmath as mp
 import numpy as np
 import pytest
+from gymnasium.envs.toy_text.frozen_lake import generate_random_map
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 from scipy.sparse import csr_array
 
-from inference_rl.bellman_operators import ControlBackup
+from inference_rl import Exact, bellman_operators, fixed_point, infer, load_target
+from inference_rl.bellman_operators import ControlBackup, PosteriorBackup
+from inference_rl.end_components import end_components
 from inference_rl.fixed_point import FixedPoint, solve_control, solve_posterior
 from inference_rl.policy_evaluation import PolicyEvaluation
 
@@ -247,6 +251,63 @@ def test_posterior_is_within_its_bound(seed: int, discount: float, scale: float)
     assert found.error_bound <= 1e-11
 
 
+@pytest.mark.parametrize("discount", [0.0, 0.7, 1.0])
+def test_posterior_backup_is_one_function_where_its_two_forms_meet(discount: float) -> None:
+    matrix, weight, log_prior, terminal = chain_posterior(5, 0, 0.25)
+    operator = PosteriorBackup(matrix, weight, log_prior, terminal=terminal, discount=discount)
+    value = np.random.default_rng(0).uniform(-1, 1, 5)
+    value[0], value[terminal] = 1.0, 0.0
+    value *= 0.5 - np.abs(weight).max()
+    near, far = (1 - 1e-12) * value, (1 + 1e-12) * value
+    below, above = operator(near), operator(far)
+    rounding = operator.rounding(near, below), operator.rounding(far, above)
+    assert 0.1 < rounding[0] / rounding[1] < 10
+    np.testing.assert_allclose(below, above, rtol=0, atol=sum(rounding) + 2e-12)
+    operator(near)
+    slope = operator.derivative(near, below).toarray()
+    operator(far)
+    np.testing.assert_allclose(operator.derivative(far, above).toarray(), slope, atol=1e-11)
+
+
+def test_posterior_of_tiny_weights_is_known_relative_to_them() -> None:
+    # Two steps of w, or one: V(0) = w + log1p(expm1(w) / 2), V(1) = w.
+    dense = np.array([[0, 1.0, 0], [0, 0, 1], [0, 0, 1], [0, 0, 1], [0, 0, 0], [0, 0, 0]])
+    terminal = np.array([False, False, True])
+    log_prior = np.log(np.full((3, 2), 0.5))
+    for w in (1e-300, 1e-15, 1e-3):
+        weights = np.full(4, w)
+        found = solve_posterior(
+            csr_array(dense), weights, log_prior, terminal=terminal, discount=1.0
+        )
+        assert found.converged
+        assert found.value[0] == pytest.approx(w + np.log1p(np.expm1(w) / 2), rel=1e-14, abs=0)
+        assert found.value[1] == pytest.approx(w, rel=1e-14, abs=0)
+        assert found.error_bound <= 1e-12 * w
+    nothing = solve_posterior(
+        csr_array(dense), np.zeros(4), log_prior, terminal=terminal, discount=1.0
+    )
+    assert (nothing.value == 0).all()
+    assert nothing.error_bound <= 1e-300
+    # A row that misses one by more than rounding is worth that much.
+    short = solve_posterior(
+        csr_array(dense * (1 - 1e-9)), np.zeros(4), log_prior, terminal=terminal, discount=1.0
+    )
+    assert short.value[1] == pytest.approx(-1e-9, rel=1e-6)
+
+
+def test_posterior_in_log_space_alone_would_not_be_known_relative_to_tiny_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    matrix, weight, log_prior, terminal = chain_posterior(40, 0, 1e-9)
+    arguments = {"terminal": terminal, "discount": 0.9}
+    right = solve_posterior(matrix, weight, log_prior, **arguments)
+    monkeypatch.setattr(bellman_operators, "_NEAR", 0.0)
+    broken = solve_posterior(matrix, weight, log_prior, **arguments)
+    size = np.abs(right.value).max()
+    assert right.error_bound <= 1e-11 * size
+    assert np.abs(broken.value - right.value).max() > 1e-9 * size
+
+
 def test_posterior_of_a_million_nats_a_step() -> None:
     # Two ways to the end, one of two steps and one of one: log-weights add, and the larger wins.
     matrix = csr_array(
@@ -345,6 +406,152 @@ def test_a_loop_that_pays_is_refused_without_discount(temperature: float) -> Non
     stay, leave = 0.5 * np.exp(-1 / 0.5), 0.5
     exact = 0.5 * np.log(leave / (1 - stay)) if temperature else 0.0
     assert costly.value[0] == pytest.approx(exact, abs=1e-14)
+
+
+def free_loops(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Random steps that cost or pay, rings that may be walked for nothing, and a last state."""
+    rng = np.random.default_rng(seed)
+    states, actions = int(rng.integers(3, 12)), int(rng.integers(2, 5))
+    transition = np.zeros((states, actions, states))
+    reward = np.round(rng.normal(size=(states, actions)) - 1.2, 1)
+    for state in range(states - 1):
+        for action in range(actions):
+            near = rng.choice(states, rng.integers(1, 4), replace=False)
+            transition[state, action, near] = rng.dirichlet(np.ones(near.size))
+    for _ in range(rng.integers(1, 4)):
+        ring = rng.choice(states - 1, rng.integers(1, min(4, states)), replace=False)
+        for here, following in zip(ring, np.roll(ring, -1), strict=True):
+            action = rng.integers(0, actions - 1)
+            stays = rng.random()
+            transition[here, action] = reward[here, action] = 0
+            transition[here, action, following] += 1 - stays
+            transition[here, action, here] += stays
+    transition[:, -1] *= 0.7
+    transition[:, -1, -1] += 0.3
+    reward[rng.random(states) < 0.5, -1] = 1.0
+    transition[-1] = reward[-1] = 0
+    return transition, reward, np.arange(states) == states - 1
+
+
+def least_supersolution(
+    transition: np.ndarray, reward: np.ndarray, terminal: np.ndarray
+) -> np.ndarray | None:
+    """V of the best policy that ends, without discount: the linear program's; None if infinite."""
+    live = np.flatnonzero(~terminal)
+    rows = (transition - np.eye(terminal.size)[:, None])[live][:, :, live]
+    solved = linprog(
+        np.ones(live.size),
+        A_ub=rows.reshape(-1, live.size),
+        b_ub=-reward[live].ravel(),
+        bounds=(None, None),
+        method="highs-ds",
+    )
+    if solved.status == 2:
+        return None
+    assert solved.status == 0
+    value = np.zeros(terminal.size)
+    value[live] = solved.x
+    return value
+
+
+def test_waiting_for_nothing_is_certified_and_loops_that_pay_are_refused() -> None:
+    refused = 0
+    for seed in range(150):
+        transition, reward, terminal = free_loops(seed)
+        exact = least_supersolution(transition, reward, terminal)
+        arguments = {"terminal": terminal, "discount": 1.0, "temperature": 0.0}
+        if exact is None:
+            refused += 1
+            with pytest.raises(ValueError, match="a loop through state"):
+                control(transition, reward, **arguments)
+            continue
+        found = control(transition, reward, **arguments)
+        assert found.error_bound <= 1e-10
+        assert found.residual <= 1e-13
+        # The program's own tolerance is 1e-9 or so.
+        assert np.abs(found.value - exact).max() <= found.error_bound + 1e-8
+    assert 5 < refused < 75
+
+
+def test_what_ends_is_best_where_waiting_for_ever_would_cost_less() -> None:
+    transition = np.zeros((2, 2, 2))
+    transition[0, 0, 0] = transition[0, 1, 1] = 1
+    for cost in (0.0, 1.0):
+        found = control(
+            transition,
+            np.array([[0, -cost], [0, 0]]),
+            terminal=np.array([False, True]),
+            discount=1.0,
+            temperature=0.0,
+        )
+        assert found.value[0] == -cost
+        assert found.error_bound <= 1e-13
+
+
+def there_and_back(
+    there: float, back: float, *, waits: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """0 <-> 1, and 1 ends for a reward of five; state 0 may also wait, for nothing or for five."""
+    transition = np.zeros((3, 2, 3))
+    transition[0, 0, 1] = transition[1, 0, 0] = transition[1, 1, 2] = 1
+    transition[0, 1, 0 if waits else 2] = 1
+    reward = np.array([[there, 0 if waits else -5], [back, 5], [0, 0]])
+    return transition, reward, np.array([False, False, True])
+
+
+def test_certificate_that_leaves_free_actions_in_or_takes_others_for_free_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = {"discount": 1.0, "temperature": 0.0}
+    transition, reward, terminal = there_and_back(-1.0, 0.0, waits=True)
+    right = control(transition, reward, terminal=terminal, **arguments)
+    assert right.value.tolist() == [4, 5, 0]
+    assert right.error_bound <= 1e-13
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            fixed_point,
+            "end_components",
+            lambda transition, free: (np.arange(free.shape[0]), np.zeros_like(free)),
+        )
+        left_in = control(transition, reward, terminal=terminal, **arguments)
+        assert left_in.error_bound == np.inf
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            fixed_point,
+            "end_components",
+            lambda transition, free: end_components(transition, ~terminal[:, None] | free),
+        )
+        costs = control(transition, reward, terminal=terminal, **arguments)
+        assert np.abs(costs.value - [4, 5, 0]).max() > costs.error_bound + 0.5
+
+
+def test_steps_that_pay_each_other_back_are_solved_but_not_certified() -> None:
+    """No step of the loop is free, though all of it is: nothing is collapsed."""
+    for waits in (False, True):
+        transition, reward, terminal = there_and_back(-1.0, 1.0, waits=waits)
+        found = control(transition, reward, terminal=terminal, discount=1.0, temperature=0.0)
+        np.testing.assert_allclose(found.value, [4, 5, 0], atol=1e-14)
+        assert found.error_bound == np.inf
+        assert not found.converged
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_end_components_are_what_a_closure_of_the_graph_says(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    states, actions = int(rng.integers(1, 9)), int(rng.integers(1, 4))
+    edges = rng.random((states, actions, states)) < rng.choice([0.15, 0.3, 0.5])
+    free = (rng.random((states, actions)) < 0.8) & edges.any(axis=2)
+    component, inside = end_components(
+        csr_array(edges.reshape(-1, states).astype(float)), free.copy()
+    )
+    kept, before = free, None
+    while before is None or (kept != before).any():
+        near = np.eye(states) + (edges & kept[..., None]).any(axis=1)
+        reach = np.linalg.matrix_power(near, states) > 0
+        both = reach & reach.T
+        before, kept = kept, kept & ~(edges & ~both[:, None]).any(axis=2)
+    assert (inside == kept).all()
+    assert ((component[:, None] == component) == both).all()
 
 
 def test_ends_are_certified_near_discount_one() -> None:
@@ -568,6 +775,11 @@ def test_degenerate_models() -> None:
     )
     assert (over.value == 0).all()
     assert over.converged
+    nothing = solve_posterior(
+        csr_array((4, 2)), np.zeros(0), np.zeros((2, 2)), terminal=np.ones(2, bool), discount=1.0
+    )
+    assert nothing.value.dtype == np.float64
+    assert (nothing.value == 0).all()
     forbidden = control(
         np.ones((1, 2, 1)),
         np.array([[1.0, np.nan]]),
@@ -624,3 +836,15 @@ def test_errors_say_what_came_and_where(change: dict[str, object], message: str)
     } | change
     with pytest.raises(ValueError, match=message):
         solve_control(**arguments)  # type: ignore[arg-type]
+
+
+def test_waiting_that_hardly_ever_ends_does_not_spoil_the_value() -> None:
+    # Newton's policies wait so long here that their linear systems are singular but for rounding.
+    desc = generate_random_map(60, 0.9, 1)
+    model = load_target("FrozenLake-v1", discount=1.0, env_kwargs={"desc": desc})
+    found = infer(model, Exact(0.0))
+    reward, terminal = model.expected_reward().numpy(), model.is_terminal.numpy()
+    value = np.zeros(model.num_states)
+    for _ in range(25_000):
+        value = np.where(terminal, 0.0, (reward + (model.csr @ value).reshape(reward.shape)).max(1))
+    np.testing.assert_allclose(found.v.numpy(), value, atol=1e-12)

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse
-import scipy.sparse.csgraph
-import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
@@ -26,6 +24,7 @@ from inference_rl.finite_messages import (
     posterior_initial,
     posterior_messages,
     posterior_transition,
+    tied_actions,
 )
 from inference_rl.inference import (
     Evidence,
@@ -96,9 +95,6 @@ def run(
     else:
         shown = control_messages(finite, temperature, tolerance, progress)
         objective = finite.initial @ first_step(shown.v)
-        if as_number(temperature) == 0 and finite.discount == 1 and finite.horizon is None:
-            tied = _tied(finite, shown.q, shown.residual)
-            shown = dataclasses.replace(shown, policy=_ending(finite, shown.policy, tied))
         details = ExactDetails(ties=_ties(finite, shown) if as_number(temperature) == 0 else None)
 
     def evidence_on_demand() -> Evidence:
@@ -267,48 +263,8 @@ def _advantage(messages: Messages, model: FiniteModel) -> Tensor:
 
 def _ties(model: FiniteModel, control: Messages) -> Tensor:
     known = math.isfinite(control.error_bound)
-    tied = _tied(model, control.q, control.error_bound if known else control.residual)
+    tied = tied_actions(model, control.q, control.error_bound if known else control.residual)
     return torch.where(model.is_terminal, 0, tied.sum(-1))
-
-
-def _tied(model: FiniteModel, q: Tensor, error: float) -> Tensor:
-    """Which actions are best in their state, (..., S, A), for V known within `error`."""
-    q = torch.where(model.log_prior > -torch.inf, q, -torch.inf).detach()
-    best = q.amax(-1, keepdim=True)
-    return q >= best - 2 * error - 1e-12 * best.abs()
-
-
-def _ending(model: FiniteModel, policy: Tensor, tied: Tensor) -> Tensor:
-    """A greedy policy (S, A) with its ties broken towards the end of the episode, if need be.
-
-    Without a discount, waiting costs nothing: the first of the best actions may put off for ever
-    what V counts on. Any policy of tied actions that does end is worth V.
-    """
-    _, stuck = _towards_the_end(model, policy > 0)
-    if not stuck.any():
-        return policy
-    reaches, _ = _towards_the_end(model, tied)
-    chosen = torch.where(reaches.any(-1), reaches.int().argmax(-1), policy.argmax(-1))
-    return torch.nn.functional.one_hot(chosen, model.num_actions).to(policy.dtype)
-
-
-def _towards_the_end(model: FiniteModel, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """Which allowed actions (S, A) may come one step nearer to the end, and from which states (S,)
-    none ever reaches it.
-    """
-    rows, states = model.rows(), model.num_states
-    possible = allowed.flatten()[rows] & (model.probabilities > 0)
-    source, target = rows // model.num_actions, model.successors.long()
-    # Edges reversed, and one more node from which every terminal state is reached at once.
-    ends = model.is_terminal.nonzero().squeeze(-1)
-    row = torch.cat([target[possible], torch.full_like(ends, states)]).numpy()
-    column = torch.cat([source[possible], ends]).numpy()
-    reverse = scipy.sparse.csr_array((np.ones(len(row)), (row, column)), shape=(states + 1,) * 2)
-    _, nearer = scipy.sparse.csgraph.breadth_first_order(reverse, states)
-    following = torch.from_numpy(nearer[:states]).long()
-    reaches = torch.zeros(allowed.numel(), dtype=torch.bool)
-    reaches[rows[possible & (target == following[source])]] = True
-    return reaches.reshape(allowed.shape), following < 0
 
 
 def _log_mean_exp(probs: Tensor, values: Tensor) -> Tensor:
