@@ -15,7 +15,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete, Space
+from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 from gymnasium.utils.env_checker import check_env
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
@@ -26,7 +26,7 @@ from inference_rl.finite import FiniteModel
 from inference_rl.fixed_point import check_every_state_ends
 from inference_rl.linear_gaussian import LinearGaussianModel
 from inference_rl.priors import ActionPrior
-from inference_rl.simulate import GymnasiumModel, make
+from inference_rl.simulate import EnvironmentFault, GymnasiumModel, environments, make
 from inference_rl.tabulation import call, checked_discrete, checked_tensor, tabulate
 
 SAMPLES = 10_000
@@ -34,6 +34,9 @@ SAMPLES = 10_000
 
 NEGLIGIBLE_MASS = 1e-3
 """Mass outside the box that goes unmentioned; the most that `SAMPLES` draws can tell from none."""
+
+CHECKED_STEPS = 50
+"""Steps that a simulator is taken with random actions."""
 
 
 def assert_model_valid(model: EnvironmentModel, prior: ActionPrior | None = None) -> list[str]:
@@ -86,7 +89,8 @@ def _check_prior(prior: ActionPrior, model: EnvironmentModel) -> None:
     space = model.action_space
     if not isinstance(space, Discrete | Box):
         raise ValueError(f"{where}: expected a Discrete or Box action space, got {space}")
-    if isinstance(space, Discrete) and not isinstance(model, GymnasiumModel):
+    finite = isinstance(space, Discrete) and isinstance(model.state_space, Discrete)
+    if finite and not isinstance(model, GymnasiumModel):
         tabulate(model, prior=prior)
         return
     states = _some_states(model)
@@ -175,30 +179,57 @@ def _unpaid_rewards(model: EnvironmentModel, finite: FiniteModel) -> list[str]:
 
 
 def _check_continuous(model: EnvironmentModel) -> None:
-    action_space = model.action_space
-    if not isinstance(action_space, Box) or not isinstance(model.state_space, Box):
+    """A model with a Box of states, of actions or of both, at some states that it starts in."""
+    action_space, state_space = model.action_space, model.state_space
+    if not isinstance(action_space, Box | Discrete) or not isinstance(state_space, Box | Discrete):
         raise ValueError(
-            f"{model.name}: expected Discrete or Box state and action spaces of the same kind, got "
-            f"{model.state_space} and {action_space}"
+            f"{model.name}: expected Discrete or Box state and action spaces, got {state_space} "
+            f"and {action_space}"
         )
-    bounded = bool((action_space.low == -1).all() and (action_space.high == 1).all())
-    if not bounded and not isinstance(model, LinearGaussianModel):
-        raise ValueError(
-            f"{model.name}.action_space: expected the box [-1, 1]^d, got {action_space}; scale the "
-            "action inside transition and reward"
-        )
+    for name, space in (("state_space", state_space), ("action_space", action_space)):
+        if isinstance(space, Discrete) and space.start != 0:
+            raise ValueError(
+                f"{model.name}.{name}: expected a Discrete space that counts from 0, got {space}"
+            )
+    if isinstance(action_space, Box):
+        bounded = bool((action_space.low == -1).all() and (action_space.high == 1).all())
+        if not bounded and not isinstance(model, LinearGaussianModel):
+            raise ValueError(
+                f"{model.name}.action_space: expected the box [-1, 1]^d, got {action_space}; scale "
+                "the action inside transition and reward"
+            )
     states = _some_states(model)
-    actions = torch.rand((len(states), *action_space.shape), dtype=states.dtype) * 2 - 1
-    where, batch = f"{model.name}.transition", states.shape[:-1]
-    step = call(where, model.transition, states, actions)
-    after = _checked_continuous(step, batch, model.state_space, where).sample()
-    _check_finite_numbers(after, where)
+    actions = _some_actions(action_space, states)
+    where, batch = f"{model.name}.transition", states.shape[:1]
+    with checked_categoricals():
+        step = call(where, model.transition, states, actions)
+    after = _checked_states(step, batch, state_space, where).sample()
+    if after.is_floating_point():
+        _check_finite_numbers(after, where)
     ended = call(f"{model.name}.terminal", model.terminal, after)
     checked_tensor(ended, batch, f"{model.name}.terminal", torch.bool)
     reward = call(f"{model.name}.reward", model.reward, states, actions, after)
     _check_finite_numbers(
         checked_tensor(reward, batch, f"{model.name}.reward"), f"{model.name}.reward"
     )
+
+
+def _some_actions(space: Space[Any], states: Tensor) -> Tensor:
+    """A random action of ours for each of `states`, (n, ...)."""
+    if isinstance(space, Discrete | MultiDiscrete):
+        sizes = torch.as_tensor(space.n if isinstance(space, Discrete) else space.nvec)
+        return (torch.rand((len(states), *sizes.shape)) * sizes).long()
+    dtype = states.dtype if states.is_floating_point() else torch.get_default_dtype()
+    return torch.rand((len(states), *(space.shape or ())), dtype=dtype) * 2 - 1
+
+
+def _checked_states(
+    result: Any, batch: torch.Size, space: Space[Any], where: str
+) -> TorchDistribution:
+    """`result`, if it is a distribution over the states `space` of this batch shape."""
+    if isinstance(space, Discrete):
+        return checked_discrete(result, batch, int(space.n), where)
+    return _checked_continuous(result, batch, space, where)
 
 
 def _checked_continuous(
@@ -232,12 +263,27 @@ def _check_simulator(model: GymnasiumModel) -> list[str]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             check_env(environment.unwrapped, skip_render_check=True)
+        _check_steps(model)
         remarks = [_GYMNASIUM_DRESS.sub("", str(warning.message)) for warning in caught]
     except (AssertionError, gymnasium.error.Error) as error:
         raise ValueError(f"{model.name}: Gymnasium's check_env says: {error}") from error
+    except EnvironmentFault as error:
+        raise ValueError(str(error)) from error
     finally:
         environment.close()
     return [*remarks, "it is a simulator: its dynamics can be sampled, but not inferred exactly"]
+
+
+def _check_steps(model: GymnasiumModel) -> None:
+    """Some steps as they are taken in simulations, which check more than Gymnasium does."""
+    with contextlib.closing(environments(model, 2)) as batch, _reproducible():
+        slots, seeds = np.arange(2), np.arange(2, dtype=np.uint64) << np.uint64(33)
+        state = batch.reset(slots, seeds)
+        for _ in range(CHECKED_STEPS):
+            slots = np.flatnonzero(batch.alive)
+            if not len(slots):
+                break
+            batch.step(slots, _some_actions(model.action_space, state[: len(slots)]))
 
 
 _GYMNASIUM_DRESS = re.compile(r"\x1b\[\d*m|WARN: ")
@@ -245,16 +291,19 @@ _GYMNASIUM_DRESS = re.compile(r"\x1b\[\d*m|WARN: ")
 
 
 def _some_states(model: EnvironmentModel) -> Tensor:
-    """Eight states that `model` can start in, (8, d)."""
+    """Eight states that `model` can start in, (8, ...)."""
     if isinstance(model, GymnasiumModel):
-        environment = make(model)
-        observations = [environment.reset(seed=seed)[0] for seed in range(8)]
-        environment.close()
-        return torch.as_tensor(np.stack(observations))
+        # The seeds 0, 1, ... in the upper bits, which are those that Gymnasium gets.
+        seeds = np.arange(8, dtype=np.uint64) << np.uint64(33)
+        with contextlib.closing(environments(model, 8)) as batch:
+            return batch.reset(np.arange(8), seeds)
     where = f"{model.name}.initial_state"
-    start = call(where, model.initial_state)
-    states: Tensor = _checked_continuous(start, torch.Size(), model.state_space, where).sample((8,))
-    _check_finite_numbers(states, where)
+    with checked_categoricals():
+        start = call(where, model.initial_state)
+    checked = _checked_states(start, torch.Size(), model.state_space, where)
+    states: Tensor = checked.sample((8,))
+    if states.is_floating_point():
+        _check_finite_numbers(states, where)
     return states
 
 

@@ -97,20 +97,27 @@ class TruncatedNormal(TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
+        return self.icdf(torch.rand(shape, dtype=self.loc.dtype))
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The quantile function, with gradients to `loc` and `scale`.
+
+        :param value: in [0, 1], of a shape that the batch shape broadcasts with.
+        """
         with torch.no_grad():
             upper, width, sign, edge = self._frame()
-            share = torch.rand(shape, dtype=self.loc.dtype)
+            share = value.to(self.loc.dtype)
             share = torch.where(sign > 0, share, 1 - share).clamp(min=_eps(self.loc) / 4)
             depth = _depth(share, upper, width).clamp(min=0.0)
             depth = torch.minimum(depth, width)
-            value = (edge - sign * self.scale * depth).clamp(self.low, self.high)
+            at = (edge - sign * self.scale * depth).clamp(self.low, self.high)
             # Implicit differentiation of share = (Φ(s) - Φ(lower)) / (Φ(upper) - Φ(lower)).
             standard, lower = upper - depth, upper - width
             near = share * torch.exp(-0.5 * depth * (upper + standard))
             far = (1 - share) * torch.exp(0.5 * (width - depth) * (lower + standard))
             by_loc, by_scale = 1 - near - far, sign * (standard - near * upper - far * lower)
         draw: Tensor = (
-            value
+            at
             + by_loc * (self.loc - self.loc.detach())
             + by_scale * (self.scale - self.scale.detach())
         )

@@ -1,7 +1,9 @@
-"""`evaluate`: the real environment and the program tell the same story, and the same one twice."""
+"""Batches of episodes and `evaluate`: environment and program tell one story, and it twice."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 from typing import Any
 
@@ -10,7 +12,11 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Sequence, Text
+from gymnasium.spaces import Dict as DictSpace
+from gymnasium.spaces import Tuple as TupleSpace
+from gymnasium.spaces.utils import flatten
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
@@ -24,7 +30,18 @@ from inference_rl import (
 )
 from inference_rl.distributions import categorical
 from inference_rl.environment import WithPreviousAction
-from inference_rl.simulate import Evaluation, GymnasiumModel, evaluate, make
+from inference_rl.gymnasium_environments import to_31_bits
+from inference_rl.randomness import derived, episode_seeds
+from inference_rl.simulate import (
+    EnvironmentFault,
+    Environments,
+    Evaluation,
+    GymnasiumModel,
+    VectorEnvironments,
+    environments,
+    evaluate,
+    make,
+)
 
 DOWN, RIGHT = 1, 2
 
@@ -129,7 +146,8 @@ def test_one_real_episode_step_by_step() -> None:
     model = load_target("pendulum")
     found = evaluate(model, Constant(-0.5), episodes=1, seed=5)
     environment = gymnasium.make("Pendulum-v1")
-    environment.reset(seed=int(np.random.SeedSequence(5).generate_state(1)[0]))
+    seeds = episode_seeds(derived(5, "environment"), np.arange(1))
+    environment.reset(seed=to_31_bits(seeds[0]))
     rewards = [environment.step(np.array([-1.0], dtype=np.float32))[1] for _ in range(200)]
     environment.close()
     assert found.returns[0] == pytest.approx(sum(rewards))
@@ -434,3 +452,480 @@ def test_a_linear_policy_acts_on_real_observations() -> None:
     policy = LinearGaussianPolicy(gain, torch.zeros(1, dtype=torch.float64), covariance)
     found = evaluate(GymnasiumModel("Pendulum-v1"), policy, episodes=2, max_steps=20)
     assert np.isfinite(found.returns).all()
+
+
+# ------------------------------------------------------------------ batches
+
+
+def actions_of(space: Any, count: int, generator: np.random.Generator) -> Tensor:
+    if isinstance(space, Discrete):
+        return torch.from_numpy(generator.integers(space.n, size=count))
+    if isinstance(space, MultiDiscrete):
+        return torch.from_numpy(generator.integers(space.nvec, size=(count, len(space.nvec))))
+    return torch.from_numpy(generator.uniform(-1, 1, (count, *space.shape))).float()
+
+
+def episode(batch: Environments, slot: int, seed: int, steps: int) -> list[Any]:
+    """States, rewards and ends of an episode under actions that depend on its seed alone."""
+    slots, generator = np.array([slot]), np.random.default_rng(seed)
+    told = [batch.reset(slots, np.array([seed], dtype=np.uint64))[0].tolist()]
+    for _ in range(steps):
+        step = batch.step(slots, actions_of(batch.action_space, 1, generator))
+        told.append([field[0].tolist() for field in dataclasses.astuple(step)])
+        if not batch.alive[slot]:
+            break
+    return told
+
+
+MODELS: dict[str, Any] = {
+    "FrozenLake-v1": lambda: load_target("FrozenLake-v1"),
+    "a lake's program": lambda: slippery()[0],
+    "grid world": lambda: load_target("grid-world"),
+    "pendulum's program": lambda: without_gymnasium(load_target("pendulum")),
+    "double integrator": lambda: load_target("double-integrator"),
+    "CartPole-v1": lambda: GymnasiumModel("CartPole-v1"),
+    "Acrobot-v1": lambda: GymnasiumModel("Acrobot-v1"),
+    "Pendulum-v1": lambda: GymnasiumModel("Pendulum-v1"),
+    "Blackjack-v1": lambda: GymnasiumModel("Blackjack-v1"),  # Tuple observations
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_episode_is_the_same_in_every_slot_of_every_batch(name: str) -> None:
+    seeds = episode_seeds(derived(0, "environment"), np.arange(6))
+    with contextlib.closing(environments(MODELS[name](), 1, 30)) as alone:
+        expected = [episode(alone, 0, int(seed), 40) for seed in seeds]
+    with contextlib.closing(environments(MODELS[name](), 4, 30)) as batch:
+        assert batch.size == 4
+        found: list[list[Any]] = [[] for _ in seeds]
+        generators = [np.random.default_rng(int(seed)) for seed in seeds]
+        at, waiting = np.arange(4), [4, 5]  # which episode a slot is at
+        shown = batch.reset(np.arange(4), seeds[at])
+        for slot in range(4):
+            found[slot].append(shown[slot].tolist())
+        while batch.alive.any():
+            slots = np.flatnonzero(batch.alive)[::-1].copy()
+            acts = [actions_of(batch.action_space, 1, generators[at[s]]) for s in slots]
+            step = batch.step(slots, torch.cat(acts))
+            for i, slot in enumerate(slots):
+                found[at[slot]].append([field[i].tolist() for field in dataclasses.astuple(step)])
+            for slot in np.flatnonzero(~batch.alive):
+                if waiting:
+                    at[slot] = waiting.pop(0)
+                    start = batch.reset(np.array([slot]), seeds[[at[slot]]])
+                    found[at[slot]].append(start[0].tolist())
+    assert found == expected
+    assert any(found[0][0] != other[0] for other in found) or name in {
+        "FrozenLake-v1", "a lake's program", "grid world", "double integrator"
+    }  # fmt: skip
+
+
+def test_the_last_bit_does_not_depend_on_the_batch() -> None:
+    """A network for a model: matrix products round by the size of their operands."""
+    generator = torch.Generator().manual_seed(0)
+    outer = torch.randn(6, 64, generator=generator) / 2.5
+    inner = torch.randn(64, 6, generator=generator) / 8
+
+    class Network(EnvironmentModel):
+        state_space, action_space = Box(-np.inf, np.inf, (6,)), Box(-1.0, 1.0, (6,))
+        discount = 0.9
+
+        def initial_state(self) -> TorchDistribution:
+            return dist.MultivariateNormal(torch.zeros(6), torch.eye(6) + 0.1)
+
+        def transition(self, state: Tensor, action: Tensor) -> TorchDistribution:
+            loc = (state @ outer).tanh() @ inner + action
+            return dist.MultivariateNormal(loc, torch.eye(6) + 0.1)
+
+        def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+            return next_state.sum(-1)
+
+    gain = torch.randn(6, 6, generator=generator) / 6
+    policy = LinearGaussianPolicy(gain, torch.zeros(6), 0.1 * torch.eye(6))
+    whole = evaluate(Network(), policy, episodes=200, max_steps=20)
+    for episodes in (1, 2, 3, 5, 67):
+        part = evaluate(Network(), policy, episodes=episodes, max_steps=20)
+        np.testing.assert_array_equal(part.returns, whole.returns[:episodes])
+
+
+def test_more_episodes_begin_with_fewer() -> None:
+    for model, policy in (lake(), slippery(), swinging()):
+        whole = evaluate(model, policy, episodes=70, max_steps=20)
+        part = evaluate(model, policy, episodes=5, max_steps=20)
+        np.testing.assert_array_equal(part.returns, whole.returns[:5])
+        np.testing.assert_array_equal(part.lengths, whole.lengths[:5])
+
+
+def test_what_a_step_gives() -> None:
+    batch = environments(GymnasiumModel("CartPole-v1"), 3)
+    assert (batch.state_space.shape, batch.action_space) == ((4,), Discrete(2))
+    state = batch.reset(np.arange(3), np.arange(3, dtype=np.uint64) << np.uint64(33))
+    assert (state.dtype, tuple(state.shape)) == (torch.float32, (3, 4))
+    step = batch.step(np.array([2, 0]), torch.tensor([1, 0]))
+    assert step.reward.dtype == torch.float64
+    assert step.terminated.dtype == step.truncated.dtype == torch.bool
+    assert step.reward.tolist() == [1.0, 1.0]
+    expected = gymnasium.make("CartPole-v1")
+    for slot, action, row in ((2, 1, 0), (0, 0, 1)):
+        assert state[slot].tolist() == expected.reset(seed=slot)[0].tolist()
+        assert step.next_state[row].tolist() == expected.step(action)[0].tolist()
+    batch.close()
+
+
+def test_a_horizon_terminates_and_a_limit_truncates() -> None:
+    for limit, ends in ((None, (True, False)), (6, (True, False)), (5, (False, True))):
+        batch = environments(clock(horizon=6), 2, limit)
+        batch.reset(np.arange(2), np.zeros(2, dtype=np.uint64))
+        while batch.alive.any():
+            step = batch.step(np.arange(2), torch.zeros(2, dtype=torch.long))
+        assert (bool(step.terminated[0]), bool(step.truncated[0])) == ends
+        assert step.next_state.tolist() == [limit or 6] * 2
+
+
+@pytest.mark.parametrize("make_model", [clock, lambda: GymnasiumModel("CartPole-v1")])
+def test_an_ended_slot_is_not_stepped(make_model: Any) -> None:
+    batch = environments(make_model(), 2, 1)
+    act = lambda n: torch.zeros(n, dtype=torch.long)  # noqa: E731
+    with pytest.raises(ValueError, match="slot 0 has ended or never began; reset the slot first"):
+        batch.step(np.array([0]), act(1))
+    batch.reset(np.arange(2), np.zeros(2, dtype=np.uint64))
+    batch.step(np.array([1]), act(1))
+    with pytest.raises(ValueError, match="slot 1 has ended"):
+        batch.step(np.arange(2), act(2))
+    with pytest.raises(ValueError, match=r"expected actions of shape \(1,\), .* got \(2,\)"):
+        batch.step(np.array([0]), act(2))
+    batch.reset(np.array([1]), np.zeros(1, dtype=np.uint64))
+    batch.step(np.arange(2), act(2))
+    batch.close()
+
+
+def test_batches_have_slots_and_limits() -> None:
+    for model in (clock(), GymnasiumModel("CartPole-v1")):
+        with pytest.raises(ValueError, match="size: expected at least one slot, got 0"):
+            environments(model, 0)
+        with pytest.raises(ValueError, match="limit: expected at least one step, got 0"):
+            environments(model, 1, 0)
+
+
+# ------------------------------------------------------------------ spaces
+
+
+class Odd(gymnasium.Env[Any, Any]):
+    """An environment of any spaces, that shows and pays what it is told to, from step 2 on."""
+
+    def __init__(self, observed: Any, acted: Any, shows: Any = None, **says: Any) -> None:
+        self.observation_space, self.action_space = observed, acted
+        self.shows, self.says = shows, says
+        self.taken: list[Any] = []
+        self.buffer = observed.sample() if shows is None else None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        self.observation_space.seed(seed)
+        if "reset" in self.says:
+            return self.says["reset"]
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        self.taken.append(action)
+        assert action in self.action_space
+        if len(self.taken) < 2:
+            return self.observation_space.sample(), 1, False, False, {}
+        if "raises" in self.says:
+            raise self.says["raises"]
+        if "step" in self.says:
+            return self.says["step"]
+        shows = self.observation_space.sample() if self.shows is None else self.shows
+        ends = (self.says.get("terminated", False), self.says.get("truncated", False))
+        return shows, self.says.get("reward", 1.0), *ends, {}
+
+
+@pytest.fixture
+def odd() -> Any:
+    def make_model(observed: Any = None, acted: Any = None, **kwargs: Any) -> GymnasiumModel:
+        spaces = {"observed": observed or Box(-1, 1, (2,)), "acted": acted or Discrete(2)}
+        return GymnasiumModel("Odd-v0", {**spaces, **kwargs})
+
+    gymnasium.register("Odd-v0", Odd)
+    yield make_model
+    gymnasium.registry.pop("Odd-v0")
+
+
+@pytest.mark.parametrize(
+    ("observed", "shape", "dtype"),
+    [
+        (Box(-1, 1, (2, 3)), (2, 3), torch.float32),
+        (Box(-1, 1, (2,), np.float64), (2,), torch.float64),
+        (Box(0, 255, (4, 4, 3), np.uint8), (4, 4, 3), torch.uint8),
+        (Discrete(3, start=5), (), torch.int64),
+        (MultiDiscrete([2, 3]), (5,), torch.float32),
+        (MultiBinary(4), (4,), torch.float32),
+        (DictSpace({"b": Box(-1, 1, (2,)), "a": Discrete(3)}), (5,), torch.float32),
+        (TupleSpace([Box(-1, 1, (2,), np.float64), MultiBinary(1)]), (3,), torch.float64),
+    ],
+)
+def test_observations_of_all_spaces(odd: Any, observed: Any, shape: Any, dtype: Any) -> None:
+    model = odd(observed)
+    assert model.state_space.shape == shape
+    batch = environments(model, 2)
+    state = batch.reset(np.arange(2), np.array([1 << 33, 2 << 33], dtype=np.uint64))
+    assert (state.dtype, tuple(state.shape)) == (dtype, (2, *shape))
+    observed.seed(2)
+    sample = observed.sample()
+    if isinstance(observed, Discrete):
+        assert state[1] == sample - 5
+        assert model.state_space == Discrete(3)
+    else:
+        np.testing.assert_array_equal(state[1].flatten(), flatten(observed, sample))
+    assert state[1].numpy().astype(model.state_space.dtype) in model.state_space
+    step = batch.step(np.arange(2), torch.tensor([0, 1]))
+    assert step.next_state.shape == state.shape
+
+
+@pytest.mark.parametrize(
+    ("acted", "action", "expected"),
+    [
+        (Discrete(3, start=5), torch.tensor([2]), 7),
+        (MultiDiscrete([2, 3]), torch.tensor([[1, 2]]), [1, 2]),
+        (Box(-2, 4, (2,)), torch.tensor([[-1.0, 0.5]]), [-2.0, 2.5]),
+        (Box(-2, 4, (1,), np.float64), torch.tensor([[7.0]]), [4.0]),
+    ],
+)
+def test_actions_of_all_spaces(odd: Any, acted: Any, action: Tensor, expected: Any) -> None:
+    batch: Any = environments(odd(acted=acted), 1)
+    batch.reset(np.zeros(1, dtype=int), np.zeros(1, dtype=np.uint64))
+    batch.step(np.zeros(1, dtype=int), action)
+    assert np.array(batch.environments[0].unwrapped.taken[0]).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("spaces", "message"),
+    [
+        ({"observed": Sequence(Discrete(2))}, "expected observations in a Box, .*, got Sequence"),
+        ({"observed": Text(3)}, "expected observations in a Box, .*, got Text"),
+        ({"acted": MultiBinary(2)}, "expected actions in a Box, .*, got MultiBinary"),
+        ({"acted": DictSpace({"a": Discrete(2)})}, "expected actions in a Box, .*, got Dict"),
+        ({"acted": Box(-np.inf, 1, (1,))}, "expected an action box with bounds, .*, got Box"),
+    ],
+)
+def test_other_spaces_are_refused_by_name(odd: Any, spaces: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=f"Odd-v0: {message}.*; wrap the environment"):
+        odd(**spaces)
+
+
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        ({"raises": KeyError("x")}, "step raised KeyError: 'x'"),
+        ({"step": (1, 2)}, r"step: expected five values .*, got \(1, 2\)"),
+        ({"shows": np.array([np.nan, 0], np.float32)}, "observation: expected finite .*, got nan"),
+        ({"shows": np.zeros(3, np.float32)}, r"observation: expected shape \(2,\), got \(3,\)"),
+        ({"shows": np.array(["a", "b"])}, "observation: expected dtype float32, got <U1"),
+        ({"reward": math.inf}, "reward: expected finite numbers, got inf"),
+        ({"reward": [1.0]}, r"reward: expected a number, got \[1.0\]"),
+        ({"reward": None}, "reward raised TypeError"),
+        ({"terminated": 1.0}, "terminated: expected True or False, got 1.0"),
+        ({"truncated": None}, "truncated: expected True or False, got None"),
+    ],
+)
+def test_faults_say_where(odd: Any, says: Any, message: str) -> None:
+    batch = environments(odd(**says), 3)
+    batch.reset(np.arange(3), np.arange(3, dtype=np.uint64) + np.uint64(40))
+    batch.step(np.array([1]), torch.tensor([0]))
+    with pytest.raises(
+        EnvironmentFault, match=rf"^Odd-v0, slot 1 \(episode seed 41\), step 1: {message}"
+    ):
+        batch.step(np.array([1]), torch.tensor([1]))
+    assert not batch.alive[1]
+
+
+def test_faults_of_resets_and_of_actions(odd: Any) -> None:
+    start = (np.arange(1), np.array([9], dtype=np.uint64))
+    batch = environments(odd(reset=np.zeros(2)), 1)
+    with pytest.raises(EnvironmentFault, match=r"seed 9\), step 0: reset: expected a pair"):
+        batch.reset(*start)
+    batch = environments(odd(), 1)
+    batch.reset(*start)
+    with pytest.raises(EnvironmentFault, match=r"action: expected one of Discrete\(2\), got 2"):
+        batch.step(np.arange(1), torch.tensor([2]))
+    batch = environments(odd(acted=Box(-1, 1, (1,))), 1)
+    batch.reset(*start)
+    with pytest.raises(EnvironmentFault, match="step 0: action: expected finite numbers, got nan"):
+        batch.step(np.arange(1), torch.tensor([[math.nan]]))
+
+
+def test_faults_of_programs() -> None:
+    nan = lambda s, a, n: torch.full(s.shape, math.nan)  # noqa: E731
+    scalar = lambda s, a, n: torch.tensor(0.0)  # noqa: E731
+    for reward, message in (
+        (nan, "reward: expected finite"),
+        (scalar, "reward: expected a tensor"),
+    ):
+        batch = environments(clock(reward=reward), 2)
+        batch.reset(np.arange(2), np.array([3, 4], dtype=np.uint64))
+        with pytest.raises(EnvironmentFault, match=rf"Clock, slot 1 \(.* 4\), step 0: {message}"):
+            batch.step(np.array([1, 0]), torch.zeros(2, dtype=torch.long))
+
+
+class Scribbler(Odd):
+    """Writes into the one array that it ever shows."""
+
+    def __init__(self) -> None:
+        super().__init__(Box(-9, 9, (1,)), Discrete(2))
+        self.array = np.zeros(1, dtype=np.float32)
+
+    def reset(self, **given: Any) -> Any:
+        self.array[:] = 0
+        return self.array, {}
+
+    def step(self, action: int) -> Any:
+        self.array += 1
+        return self.array, 0.0, False, False, {}
+
+
+def test_observations_are_copies() -> None:
+    gymnasium.register("Scribbler-v0", Scribbler)
+    batch = environments(GymnasiumModel("Scribbler-v0"), 1)
+    gymnasium.registry.pop("Scribbler-v0")
+    state = batch.reset(np.arange(1), np.zeros(1, dtype=np.uint64))
+    step = batch.step(np.arange(1), torch.tensor([0]))
+    batch.step(np.arange(1), torch.tensor([0]))
+    assert (state.item(), step.next_state.item()) == (0.0, 1.0)
+
+
+# ------------------------------------------------------------------ vector environments
+
+
+class Counter(gymnasium.Env[Any, Any]):
+    """Shows [10 · reset number, step]; ends after as many steps as it has had resets, and one."""
+
+    observation_space, action_space = Box(-1e9, 1e9, (2,)), Discrete(2)
+
+    def __init__(self) -> None:
+        self.resets = 0
+
+    def _shown(self) -> np.ndarray:
+        return np.array([10 * self.resets, self.t], dtype=np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.resets, self.t = self.resets + 1, 0
+        return self._shown(), {}
+
+    def step(self, action: int) -> Any:
+        self.t += 1
+        return self._shown(), float(action), self.t > self.resets, False, {}
+
+
+class Foreign(SyncVectorEnv):
+    """A vector environment that is not known to restart one slot."""
+
+
+def foreign(mode: AutoresetMode, count: int) -> VectorEnvironments:
+    batch = VectorEnvironments(Foreign([Counter] * count, autoreset_mode=mode))
+    batch._one_by_one = mode is AutoresetMode.DISABLED
+    return batch
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_a_vector_environment_gives_the_same_episodes(mode: AutoresetMode) -> None:
+    """In each mode those of environments that are run one by one, seed by seed."""
+    seeds = episode_seeds(0, np.arange(9))
+    rounds: list[list[Any]] = []
+    for make_batch in (
+        lambda: environments(GymnasiumModel("CartPole-v1"), 3, 25),
+        lambda: VectorEnvironments(
+            gymnasium.make_vec("CartPole-v1", 3, "sync", vector_kwargs={"autoreset_mode": mode}),
+            limit=25,
+        ),
+    ):
+        batch = make_batch()
+        told: list[Any] = []
+        at, following = np.arange(3), 3
+        told.append(batch.reset(np.arange(3), seeds[:3]).tolist())
+        for t in range(80):
+            slots = np.flatnonzero(batch.alive)
+            if not len(slots):
+                break
+            step = batch.step(slots, torch.from_numpy((slots + at[slots] + t // 3) % 2))
+            told.append([field.tolist() for field in dataclasses.astuple(step)])
+            for slot in slots[~batch.alive[slots]]:
+                if following < 9:
+                    at[slot], following = following, following + 1
+                    told.append(batch.reset(np.array([slot]), seeds[[at[slot]]]).tolist())
+        batch.close()
+        rounds.append(told)
+    assert rounds[0] == rounds[1]
+    assert len(rounds[0]) > 40
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_starts_that_a_vector_environment_makes_by_itself(mode: AutoresetMode) -> None:
+    batch = foreign(mode, 2)
+    nought, both, first = np.zeros(2, dtype=np.uint64), np.arange(2), np.zeros(1, dtype=int)
+    inner: Any = batch.vector_env
+    inner.envs[1].resets = 4
+    one = torch.ones(2, dtype=torch.long)
+    assert batch.reset(both, nought).tolist() == [[10, 0], [50, 0]]
+    assert batch.step(both, one).next_state.tolist() == [[10, 1], [50, 1]]
+    step = batch.step(both, one)
+    assert step.next_state.tolist() == [[10, 2], [50, 2]]  # and no start of another
+    assert step.terminated.tolist() == [True, False]
+    if mode is AutoresetMode.NEXT_STEP:
+        with pytest.raises(
+            ValueError, match=r"NEXT_STEP begins .*; reset it one step of the other"
+        ):
+            batch.reset(first, nought[:1])
+        step = batch.step(both[1:], one[1:])
+        assert (step.next_state.tolist(), step.reward.tolist()) == ([[50, 3]], [1.0])
+    assert batch.reset(first, nought[:1]).tolist() == [[20, 0]]
+    rest = [batch.step(both, one).next_state.tolist() for _ in range(2)]
+    assert [row[0] for row in rest] == [[20, 1], [20, 2]]
+    assert batch.alive.all()
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_what_idle_slots_do_never_comes_to_light(mode: AutoresetMode) -> None:
+    """A wave that is run to its end, and another."""
+    batch = foreign(mode, 2)
+    inner: Any = batch.vector_env
+    for expected in (2, 12):
+        inner.envs[0].resets, inner.envs[1].resets = 0, 9 if expected == 2 else 12
+        batch.reset(np.arange(2), np.zeros(2, dtype=np.uint64))
+        lengths = np.zeros(2, dtype=int)
+        while batch.alive.any():
+            slots = np.flatnonzero(batch.alive)
+            step = batch.step(slots, torch.zeros(len(slots), dtype=torch.long))
+            lengths[slots] += 1
+            assert step.next_state[:, 1].tolist() == lengths[slots].tolist()
+        assert lengths[0] == 2
+
+
+def test_refusals_of_vector_environments() -> None:
+    inner = SyncVectorEnv([Counter] * 2)
+    batch = VectorEnvironments(inner)
+    batch.reset(np.arange(2), np.zeros(2, dtype=np.uint64))
+    with pytest.raises(ValueError, match="steps them all, got none for slot 1; step them together"):
+        batch.step(np.zeros(1, dtype=int), torch.zeros(1, dtype=torch.long))
+    inner.metadata = {}
+    with pytest.raises(ValueError, match=r"metadata\['autoreset_mode'\] to be one of NEXT_STEP, "):
+        VectorEnvironments(inner)
+
+
+def test_faults_of_vector_environments() -> None:
+    class Late(Counter):
+        def step(self, action: int) -> Any:
+            return self._shown() * np.nan, 0.0, False, False, {}
+
+    class Broken(Counter):
+        def step(self, action: int) -> Any:
+            raise KeyError("x")
+
+    for kind, message in (
+        (Late, r"SyncVectorEnv, slot 0 \(episode seed 5\), step 0: observation: expected finite"),
+        (Broken, r"step of 1 slots raised KeyError: 'x' \(episode seeds 5\)"),
+    ):
+        batch = VectorEnvironments(SyncVectorEnv([kind]))
+        batch.reset(np.arange(1), np.array([5], dtype=np.uint64))
+        with pytest.raises(EnvironmentFault, match=message):
+            batch.step(np.arange(1), torch.zeros(1, dtype=torch.long))

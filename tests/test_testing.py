@@ -139,6 +139,81 @@ def test_checks_draw_the_same_every_time_and_leave_the_random_state() -> None:
     assert said[0] == said[1]
 
 
+class Thermostat(Drift):
+    """A Box of states and Discrete actions."""
+
+    action_space: Space[Any] = Discrete(3)
+
+    def transition(self, state: Tensor, action: Tensor) -> TorchDistribution:
+        return dist.Normal(0.9 * state + (action - 1.0).unsqueeze(-1), 0.1).to_event(1)
+
+
+class Dial(EnvironmentModel):
+    """Discrete states and a Box of actions."""
+
+    state_space: Space[Any] = Discrete(4)
+    action_space: Space[Any] = Box(-1.0, 1.0, (1,))
+    discount = 0.9
+
+    def initial_state(self) -> TorchDistribution:
+        return dist.Categorical(torch.ones(4) / 4)
+
+    def transition(self, state: Tensor, action: Tensor) -> TorchDistribution:
+        return dist.Delta((state + (action[..., 0] > 0)) % 4)
+
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        return -action[..., 0].square()
+
+
+def test_models_of_mixed_spaces_are_valid() -> None:
+    assert assert_model_valid(Thermostat()) == []
+    assert assert_model_valid(Thermostat(), CategoricalPrior([0.5, 0.25, 0.25])) == []
+    assert assert_model_valid(Dial()) == []
+    assert assert_model_valid(Dial(), GaussianPrior(Dial.action_space)) == []
+
+
+@pytest.mark.parametrize(
+    ("base", "methods", "message"),
+    [
+        (Thermostat, {"reward": lambda s, a, n: s}, r"Thermostat.reward: expected a tensor"),
+        (
+            Thermostat,
+            {"action_space": Discrete(3, start=1)},
+            r"Thermostat.action_space: expected a Discrete space that counts from 0, got",
+        ),
+        (
+            Thermostat,
+            {"action_prior": lambda s: dist.Categorical(torch.ones(len(s), 2) / 2)},
+            r"action prior .*: expected 3 categories, one for each of 0..2, got 2",
+        ),
+        (
+            Dial,
+            {"transition": lambda s, a: dist.Categorical(torch.ones(len(s), 5) / 5)},
+            r"Dial.transition: expected 4 categories, one for each of 0..3, got 5",
+        ),
+        (
+            Dial,
+            {"initial_state": lambda: dist.Categorical(torch.ones(4))},
+            r"Dial.initial_state .*must sum to one",
+        ),
+        (Dial, {"action_space": Box(-2.0, 2.0, (1,))}, r"Dial.action_space: expected the box"),
+    ],
+)
+def test_faults_of_models_of_mixed_spaces(
+    base: type[EnvironmentModel], methods: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        assert_model_valid(changed(base, **methods))
+
+
+@pytest.mark.parametrize("target", ["CartPole-v1", "Acrobot-v1", "Pendulum-v1"])
+def test_simulators_of_all_kinds_are_valid(target: str) -> None:
+    model = GymnasiumModel(target)
+    assert assert_model_valid(model)[-1].startswith("it is a simulator")
+    prior = UniformPrior(model.action_space)
+    assert assert_model_valid(model, prior)[-1].startswith("it is a simulator")
+
+
 # ------------------------------------------------------------------ faults of finite models
 
 
@@ -237,8 +312,8 @@ FINITE_FAULTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a space of another kind": (
         {"action_space": MultiBinary(3)},
         ValueError,
-        r"Walk: expected Discrete or Box state and action spaces of the same kind, got "
-        r"Discrete\(3\) and MultiBinary\(3\)",
+        r"Walk: expected Discrete or Box state and action spaces, got Discrete\(3\) and "
+        r"MultiBinary\(3\)",
     ),
     "a Discrete space that counts from 1": (
         {"action_space": Discrete(2, start=1)},
@@ -362,6 +437,33 @@ class Silent(gymnasium.Env[Any, Any]):
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         return np.full(1, 5, dtype=np.float32), 0.0, False, False, {}
+
+
+class Unpaid(Silent):
+    """An environment that pays NaN now and then."""
+
+    observation_space: Any = Box(0, 5, (1,), np.float32)
+    count = 0
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.count += 1
+        return (
+            np.full(1, 5, dtype=np.float32),
+            math.nan if self.count > 9 else 0.0,
+            False,
+            False,
+            {},
+        )
+
+
+def test_faults_that_only_steps_bring_to_light() -> None:
+    gymnasium.register("Unpaid-v0", Unpaid)
+    try:
+        message = r"Unpaid-v0, slot 0 \(episode seed \d+\), step 9: reward: expected finite numbers"
+        with pytest.raises(ValueError, match=message):
+            assert_model_valid(GymnasiumModel("Unpaid-v0"))
+    finally:
+        gymnasium.registry.pop("Unpaid-v0")
 
 
 def test_faults_of_simulators_are_those_that_gymnasium_finds() -> None:

@@ -1,0 +1,111 @@
+"""A batch of Gymnasium environments, one for each slot, stepped one after the other."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference_rl import gymnasium_spaces
+from inference_rl.batch import Environments, Slots, Step
+from inference_rl.environment import EnvironmentModel
+
+
+class GymnasiumEnvironments(Environments):
+    """Slots on environments made by `gymnasium.make`, all of one id.
+
+    :param model: whose `observe` makes states of observations.
+    :param environments: one for each slot, closed with this.
+    :param limit: steps after which an episode that goes on is cut; None for the environment's own
+        limit only.
+
+    Each episode is seeded by its own seed alone, of which Gymnasium gets 31 bits.
+    """
+
+    def __init__(
+        self,
+        model: EnvironmentModel,
+        environments: list[gymnasium.Env[Any, Any]],
+        limit: int | None = None,
+    ) -> None:
+        name = model.gymnasium_id or model.name
+        self.model, self.environments = model, environments
+        self.size = len(environments)
+        self.state_space, self.action_space = model.state_space, model.action_space
+        self._slots = Slots(name, self.size, limit, model.horizon)
+        self._observed = environments[0].observation_space
+        self._acted = environments[0].action_space
+        self._shown = gymnasium_spaces.state_space(self._observed, name)
+        self._taken = gymnasium_spaces.action_space(self._acted, name)
+        self.alive = self._slots.alive
+
+    def reset(self, slots: np.ndarray, seeds: np.ndarray) -> Tensor:
+        self._slots.start(slots, seeds)
+        shown = []
+        for slot, seed in zip(slots, seeds, strict=True):
+            reset = self.environments[slot].reset
+            given = self._slots.call(slot, "reset", lambda r=reset, s=seed: r(seed=to_31_bits(s)))
+            if not (isinstance(given, tuple) and len(given) == 2):
+                raise self._slots.fault(
+                    slot, f"reset: expected a pair (observation, info), got {given!r}"
+                )
+            shown.append(self._array(slot, given[0]))
+        return self._states(slots, shown, None)
+
+    def step(self, slots: np.ndarray, actions: Tensor) -> Step:
+        self._slots.check(slots, actions, self._taken)
+        shown, rewards = [], np.empty(len(slots))
+        terminated, truncated = np.zeros((2, len(slots)), dtype=bool)
+        taken = gymnasium_spaces.to_gymnasium(self._acted, actions)
+        for i, slot in enumerate(slots):
+            given = self._slots.call(slot, "step", self.environments[slot].step, taken[i])
+            if not (isinstance(given, tuple) and len(given) == 5):
+                raise self._slots.fault(
+                    slot,
+                    "step: expected five values (observation, reward, terminated, truncated, "
+                    f"info), got {given!r}",
+                )
+            observation, rewards[i], terminated[i], truncated[i] = self._checked(slot, given)
+            shown.append(observation)
+        reward = torch.from_numpy(rewards)
+        self._slots.check_finite(slots, "reward", reward)
+        next_state = self._states(slots, shown, actions)
+        return Step(next_state, reward, *self._slots.advance(slots, terminated, truncated))
+
+    def close(self) -> None:
+        for environment in self.environments:
+            environment.close()
+
+    def _checked(self, slot: int, given: Any) -> tuple[np.ndarray, float, bool, bool]:
+        observation, reward, terminated, truncated, _ = given
+        if not isinstance(reward, numbers.Real | np.bool_) and np.shape(reward) != ():
+            raise self._slots.fault(slot, f"reward: expected a number, got {reward!r}")
+        for field, value in (("terminated", terminated), ("truncated", truncated)):
+            if not isinstance(value, bool | np.bool_):
+                raise self._slots.fault(slot, f"{field}: expected True or False, got {value!r}")
+        number = self._slots.call(slot, "reward", float, reward)
+        return self._array(slot, observation), number, bool(terminated), bool(truncated)
+
+    def _array(self, slot: int, observation: Any) -> np.ndarray:
+        try:
+            return gymnasium_spaces.to_array(self._observed, self._shown, observation)
+        except ValueError as error:
+            raise self._slots.fault(slot, f"observation: {error}") from error
+
+    def _states(
+        self, slots: np.ndarray, shown: list[np.ndarray], previous: Tensor | None
+    ) -> Tensor:
+        observation = gymnasium_spaces.to_states(shown)
+        if observation.is_floating_point():
+            self._slots.check_finite(slots, "observation", observation)
+        return self.model.observe(observation, previous)
+
+
+def to_31_bits(seed: np.uint64) -> int:
+    """An episode's seed for Gymnasium: some environments hand it on to generators that take no
+    more."""
+    return int(seed) >> 33
