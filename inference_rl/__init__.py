@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from inference_rl.finite import FiniteModel
     from inference_rl.inference import InferenceResult, infer
     from inference_rl.inference.exact import Exact
+    from inference_rl.inference.policy_gradient import PolicyGradient
     from inference_rl.linear_gaussian import LinearGaussianModel
+    from inference_rl.model_environment import as_gymnasium
     from inference_rl.policies import LinearGaussianPolicy, Policy, TabularPolicy
     from inference_rl.priors import (
         CategoricalPrior,
@@ -42,7 +44,9 @@ _HOME = {
     "InferenceResult": "inference",
     "infer": "inference",
     "Exact": "inference.exact",
+    "PolicyGradient": "inference.policy_gradient",
     "LinearGaussianModel": "linear_gaussian",
+    "as_gymnasium": "model_environment",
     "LinearGaussianPolicy": "policies",
     "Policy": "policies",
     "TabularPolicy": "policies",
@@ -71,12 +75,14 @@ __all__ = [
     "MixturePrior",
     "Optimality",
     "Policy",
+    "PolicyGradient",
     "PolicyPrior",
     "SparseCategorical",
     "StickyPrior",
     "TabularPolicy",
     "TruncatedNormal",
     "UniformPrior",
+    "as_gymnasium",
     "infer",
     "load_target",
     "tabulate",

@@ -28,6 +28,7 @@ from inference_rl.inference import ROUTINES, routine_class
 
 if TYPE_CHECKING:
     from inference_rl.environment import EnvironmentModel
+    from inference_rl.inference import InferenceResult
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
 
@@ -112,9 +113,7 @@ class Infer:
     """Print one JSON object, and nothing else, on stdout."""
 
     def run(self) -> dict[str, Any]:
-        from inference_rl.diagnostics.pictures import draw_policy
         from inference_rl.inference import infer
-        from inference_rl.report import print_inference
         from inference_rl.targets import load_target
 
         if self.episodes < 0:
@@ -126,18 +125,15 @@ class Infer:
             prior = self._load_prior(model)
             free = self.out or _free_directory(model.name, self.routine.name, self.seed)
             out = stack.enter_context(_claimed(free))
-            result = infer(model, self.routine, prior=prior, seed=self.seed, progress=progress)
-            progress("evaluating")
-            evaluation = result.evaluate(self.episodes).summary() if self.episodes else None
-            if evaluation is not None:
-                result.metrics.append(evaluation)
-            progress("saving")
-            result.save(out)
-            draw_policy(result, out / "policy.png")
-        report = result.summary() | {"out": str(out), "evaluation": evaluation}
-        if not self.json:
-            print_inference(result, report)
-        return report
+            where = {}
+            if hasattr(self.routine, "save_every"):
+                _note_episodes(out, self.episodes)
+                where = {"directory": out}
+            with _resumable(out):
+                result = infer(
+                    model, self.routine, prior=prior, seed=self.seed, progress=progress, **where
+                )
+            return _finish(result, out, self.episodes, progress, self.json)
 
     def _load_prior(self, model: EnvironmentModel) -> ActionPrior | None:
         from inference_rl.targets import load_prior
@@ -149,6 +145,49 @@ class Infer:
         assert model.origin is not None
         model.origin["prior"] = {"name": self.prior, "kwargs": self.prior_kwargs or {}}
         return load_prior(self.prior, model, self.prior_kwargs)
+
+
+@dataclasses.dataclass
+class Resume:
+    """Go on with a learned run from its last checkpoint, as it was begun."""
+
+    resume: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    """The directory of the run."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object, and nothing else, on stdout."""
+
+    def run(self) -> dict[str, Any]:
+        from inference_rl.inference.setup import resume
+
+        with _progress() as progress:
+            episodes = _noted_episodes(self.resume)
+            with _resumable(self.resume):
+                result = resume(self.resume, progress=progress)
+            return _finish(result, self.resume, episodes, progress, self.json)
+
+
+def _finish(
+    result: InferenceResult,
+    out: Path,
+    episodes: int,
+    progress: Callable[[str], None],
+    quiet: bool,
+) -> dict[str, Any]:
+    """Evaluate, save, draw and report what was inferred."""
+    from inference_rl.diagnostics.pictures import draw_policy
+    from inference_rl.report import print_inference
+
+    progress("evaluating")
+    evaluation = result.evaluate(episodes).summary() if episodes else None
+    if evaluation is not None:
+        result.metrics.append(evaluation)
+    progress("saving")
+    draw_policy(result, out / "policy.png")
+    result.save(out)
+    report = result.summary() | {"out": str(out), "evaluation": evaluation}
+    if not quiet:
+        print_inference(result, report)
+    return report
 
 
 @dataclasses.dataclass
@@ -292,8 +331,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(": ".join(["interrupted", *filter(None, [str(stop)])]), file=sys.stderr)
         raise SystemExit(130) from None
     if command.json:
         print(json.dumps(report, allow_nan=False))
@@ -305,10 +344,13 @@ def _parse(words: list[str]) -> Any:
     :raises ValueError: they spell none; tyro's box of an error, in one sentence.
     """
     box = io.StringIO()
+    command: Any = Command
+    if words[:1] == ["infer"] and any(word.partition("=")[0] == "--resume" for word in words):
+        command, words = Resume, words[1:]
     try:
         with contextlib.redirect_stderr(box):
             return tyro.cli(
-                Command,
+                command,
                 prog="inference-rl",
                 description="Reinforcement learning as probabilistic inference.",
                 args=words,
@@ -321,6 +363,11 @@ def _parse(words: list[str]) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
+    if command is Resume:
+        raise ValueError(
+            f"infer {' '.join(words)}: expected inference-rl infer --resume RUN [--json] and "
+            "nothing else; everything else is as the run was begun"
+        )
     raise ValueError(_complaint(words, box.getvalue()))
 
 
@@ -417,11 +464,46 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 
 @contextlib.contextmanager
+def _resumable(directory: Path) -> Iterator[None]:
+    """What stops a run within says how to go on with it, if it has a checkpoint."""
+    from inference_rl.learning.checkpoints import exist
+    from inference_rl.simulate import EnvironmentFault
+
+    def how() -> str:
+        return f"; go on with: inference-rl infer --resume {directory}" if exist(directory) else ""
+
+    try:
+        yield
+    except (EnvironmentFault, FloatingPointError) as error:
+        raise ValueError(f"{error}{how()}") from error
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"{error}{how()}") from None
+
+
+def _note_episodes(directory: Path, episodes: int) -> None:
+    """Keep how many episodes the last evaluation of a run is to have, for whoever resumes it."""
+    from inference_rl.runs import write_durably
+
+    write_durably(directory / "evaluation.json", json.dumps({"episodes": episodes}).encode())
+
+
+def _noted_episodes(directory: Path) -> int:
+    path = directory / "evaluation.json"
+    return int(json.loads(path.read_bytes())["episodes"]) if path.is_file() else 100
+
+
+@contextlib.contextmanager
 def _claimed(directory: Path) -> Iterator[Path]:
     """`directory`, made for a run; gone again if nothing was saved in it."""
+    from inference_rl.inference.setup import SETUP
     from inference_rl.runs import claim
 
     is_new = not directory.exists()
+    if (directory / SETUP).exists():
+        raise FileExistsError(
+            f"{directory} holds a run that was begun; go on with it by inference-rl infer --resume "
+            f"{directory}, or choose another directory with --out"
+        )
     path = claim(directory)
     try:
         yield path

@@ -243,7 +243,8 @@ class PosteriorDynamics:
     """p(s_0 | O = 1) and p(s' | s, a, O = 1): what the start and the noise were like in hindsight.
 
     :param initial_mean: (n,), initial_covariance: (n, n), of the start.
-    :param A: (T, n, n), B: (T, n, m), offset: (T, n), noise_covariance: (T, n, n), of step t.
+    :param A: (T, n, n), B: (T, n, m), offset: (T, n), noise_covariance: (T, n, n), of step t; or
+        without the T where all steps are alike.
     """
 
     initial_mean: Tensor
@@ -256,9 +257,21 @@ class PosteriorDynamics:
     def initial_state(self) -> TorchDistribution:
         return gaussian(self.initial_mean, self.initial_covariance)
 
-    def transition(self, state: Tensor, action: Tensor, t: int) -> TorchDistribution:
-        mean = state.to(self.A) @ self.A[t].mT + action.to(self.B) @ self.B[t].mT + self.offset[t]
-        return gaussian(mean, self.noise_covariance[t])
+    def transition(self, state: Tensor, action: Tensor, t: int | None = None) -> TorchDistribution:
+        """p(s' | s, a, O = 1) at step `t`.
+
+        :raises ValueError: the dynamics depend on the step and are asked for without one.
+        """
+        tables = self.A, self.B, self.offset, self.noise_covariance
+        if self.A.dim() == 3:
+            if t is None:
+                raise ValueError(
+                    "these dynamics depend on the step: pass t, from 0 to "
+                    f"{len(self.A) - 1}, as transition(state, action, t)"
+                )
+            tables = self.A[t], self.B[t], self.offset[t], self.noise_covariance[t]
+        A, B, offset, covariance = tables
+        return gaussian(state.to(A) @ A.mT + action.to(B) @ B.mT + offset, covariance)
 
 
 def _eigenvalues(matrix: Tensor) -> Tensor:

@@ -51,29 +51,47 @@ class GapParts:
 
 
 @dataclasses.dataclass(frozen=True)
+class RateParts:
+    """What every step of an endless episode adds, in nats.
+
+    :ivar log_evidence: to log p(O). :ivar max_elbo: to (largest objective) / temperature; −inf
+        where no policy keeps a step's cost from growing.
+    """
+
+    log_evidence: Tensor
+    max_elbo: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
 class LinearGaussianSolution:
     """What `solve_linear_gaussian` returns; tensors are differentiable in model and temperature.
 
     `objective`, `objective_entropy_form`, `expected_return` and `entropy` describe `policy` in the
-    true environment, whichever the target.
+    true environment, whichever the target. For the posterior without a horizon they have no limit,
+    no more than its evidence, and are None.
 
     :ivar policy: gain (m, n), offset (m,), covariance (m, m); with a leading T given a horizon T.
     :ivar v: V(s), reward units; T + 1 steps given a horizon. For the posterior target, temperature
-        times the log-evidence of what follows.
-    :ivar q: Q(s, a), reward units; T steps given a horizon. The action prior is not part of it.
+        times the log-evidence of what follows; without a horizon less that of the episode, so that
+        V(s) / temperature is the limit of log p(O_{1:T} | s_0 = s) − log p(O_{1:T}).
+    :ivar q: Q(s, a), reward units; T steps given a horizon. The action prior is not part of it. For
+        the posterior without a horizon less what a step adds, temperature · `rate.log_evidence`:
+        always π = ρ e^{(Q − V) / temperature}.
     :ivar objective: E Σ γ^t [r − temperature · KL(π ‖ ρ)], reward units (KL form): for the control
         target E V(s_0), the largest there is. The divergence is free at temperature 0.
     :ivar objective_entropy_form: E Σ γ^t [r + temperature · H(π)], reward units.
     :ivar expected_return: E Σ γ^t r, reward units.
     :ivar entropy: E Σ γ^t H(π), nats; −inf at temperature 0.
-    :ivar log_evidence: log p(O = 1), nats. None for the control target, like the next two.
+    :ivar log_evidence: log p(O = 1), nats. None for the control target, like the next three.
     :ivar posterior_dynamics: the start and the dynamics given O = 1.
-    :ivar gap: log_evidence − (largest objective) / temperature, term by term.
+    :ivar gap: log_evidence − (largest objective) / temperature, term by term. None without a
+        horizon, as is `log_evidence`.
+    :ivar rate: what a step adds to either of them, without a horizon; None with one.
     :ivar error_bound: |v(s) − exact V(s)| <= error_bound · (1 + |s|²) at every s and step, reward
         units. Rounding is part of it, to first order.
     :ivar iterations: backups and doublings taken.
     :ivar residual: spectral norm of what one more backup changes in v, as a quadratic form in
-        (s, 1); 0 given a horizon, which leaves no fixed point to find.
+        (s, 1), beyond `rate`; 0 given a horizon, which leaves no fixed point to find.
     """
 
     policy: LinearGaussianPolicy
@@ -81,16 +99,17 @@ class LinearGaussianSolution:
     q: QuadraticForm
     target: Literal["control", "posterior"]
     temperature: Tensor
-    objective: Tensor
-    objective_entropy_form: Tensor
-    expected_return: Tensor
-    entropy: Tensor
-    log_evidence: Tensor | None
-    posterior_dynamics: PosteriorDynamics | None
-    gap: GapParts | None
     error_bound: float
     iterations: int
     residual: float
+    objective: Tensor | None = None
+    objective_entropy_form: Tensor | None = None
+    expected_return: Tensor | None = None
+    entropy: Tensor | None = None
+    log_evidence: Tensor | None = None
+    posterior_dynamics: PosteriorDynamics | None = None
+    gap: GapParts | None = None
+    rate: RateParts | None = None
 
 
 def solution_of(
@@ -114,7 +133,26 @@ def solution_of(
     log_det = torch.logdet(2 * math.pi * math.e * steps.covariance)
     soft = temperature > 0
     entropy = (weight * log_det).sum() / 2 if soft else temperature.new_tensor(-torch.inf)
-    back = action_shift(-problem.prior_mean, n)
+    return dataclasses.replace(
+        without_worth(problem, messages, steps, error_bound, iterations, residual),
+        objective=expected_return - temperature * divergence if soft else expected_return,
+        objective_entropy_form=expected_return + temperature * entropy if soft else expected_return,
+        expected_return=expected_return,
+        entropy=entropy,
+    )
+
+
+def without_worth(
+    problem: Problem,
+    messages: Tensor,
+    steps: Backup,
+    error_bound: float,
+    iterations: int,
+    residual: float = 0.0,
+) -> LinearGaussianSolution:
+    """`messages` and `steps` in the model's own coordinates, and no more."""
+    n = problem.size
+    gain, back = steps.closed_loop[..., n:, :], action_shift(-problem.prior_mean, n)
     return LinearGaussianSolution(
         policy=LinearGaussianPolicy(
             gain[..., : n - 1], gain[..., n - 1] + problem.prior_mean, steps.covariance
@@ -122,17 +160,30 @@ def solution_of(
         v=_quadratic_form(messages, n - 1),
         q=_quadratic_form(back.mT @ steps.action_value @ back, n - 1),
         target="control",
-        temperature=temperature,
-        objective=expected_return - temperature * divergence if soft else expected_return,
-        objective_entropy_form=expected_return + temperature * entropy if soft else expected_return,
-        expected_return=expected_return,
-        entropy=entropy,
-        log_evidence=None,
-        posterior_dynamics=None,
-        gap=None,
+        temperature=problem.temperature,
         error_bound=error_bound,
         iterations=iterations,
         residual=residual,
+    )
+
+
+def posterior_dynamics(
+    problem: Problem, message: Tensor, advance: Tensor, noise: Tensor
+) -> PosteriorDynamics:
+    """The start given the evidence in `message`; `advance` and `noise`, given theirs, as they are.
+
+    In the model's own coordinates; `advance` and `noise` of every step, or of all alike.
+    """
+    n = problem.size - 1
+    mean, covariance = given_evidence(problem, message, problem.start[:, None], problem.start_noise)
+    shifted = advance @ action_shift(-problem.prior_mean, n + 1)
+    return PosteriorDynamics(
+        initial_mean=mean[:n, 0],
+        initial_covariance=covariance[:n, :n],
+        A=shifted[..., :n, :n],
+        B=shifted[..., :n, n + 1 :],
+        offset=shifted[..., :n, n],
+        noise_covariance=noise[..., :n, :n],
     )
 
 
@@ -195,6 +246,13 @@ def _occupancy(problem: Problem, steps: Backup) -> Tensor:
         moments = torch.stack(collected)
     drawn = moments[..., -1:, -1:] * pad(steps.covariance, (n, 0, n, 0))
     return steps.closed_loop @ moments @ steps.closed_loop.mT + drawn
+
+
+def rounding(steps: Backup) -> Tensor:
+    """A diagonal form that dominates what rounding does to one backup, entry by entry."""
+    loop = steps.closed_loop.abs()
+    entries = loop.mT @ steps.action_value.abs() @ loop + steps.value.abs()
+    return torch.diag_embed(steps.action_value.shape[-1] * EPSILON * entries.sum(-1))
 
 
 def next_covariance(advance: Tensor, noise: Tensor, steps: Backup) -> Tensor:

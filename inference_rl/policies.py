@@ -38,6 +38,10 @@ class Policy(nn.Module, abc.ABC):
     def mode(self, state: Tensor, t: int | None = None) -> Tensor:
         """The most likely action; of several the first."""
 
+    def description(self) -> dict[str, Any] | None:
+        """What it takes to make such a policy, besides its parameters; JSON."""
+        return None
+
     def act(self, state: Any, t: int | None = None, *, deterministic: bool = False) -> Tensor:
         """An action in `state`: drawn from π, or its most likely one."""
         state = torch.as_tensor(state)
@@ -130,10 +134,22 @@ def load_policy(directory: str | Path) -> Policy:
     :raises FileNotFoundError: no run there. :raises ValueError: the run is damaged, or its policy
         of a kind that this version does not know.
     """
-    kind = runs.read_manifest(directory).get("policy")
-    if kind not in (TabularPolicy.kind, LinearGaussianPolicy.kind):
+    from inference_rl.networks import ModulePolicy, NetworkPolicy
+
+    manifest = runs.read_manifest(directory)
+    kind = manifest.get("policy")
+    if kind == ModulePolicy.kind:
+        raise ValueError(
+            f"{directory}: its policy is a module of your own, whose code a run does not hold; "
+            "make the module, and load runs.read_tensors(directory, 'policy') into it"
+        )
+    if kind not in (TabularPolicy.kind, LinearGaussianPolicy.kind, NetworkPolicy.kind):
         raise ValueError(f"{directory}: a policy of kind {kind!r}, which this version cannot load")
     tensors = runs.read_tensors(directory, "policy")
+    if kind == NetworkPolicy.kind:
+        policy = NetworkPolicy.described_by(manifest["policy_description"])
+        policy.load_state_dict(tensors)
+        return policy.requires_grad_(False)
     if kind == TabularPolicy.kind:
         return TabularPolicy(tensors["table"])
     return LinearGaussianPolicy(

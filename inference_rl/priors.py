@@ -13,7 +13,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from gymnasium.spaces import Box, Discrete, Space
+from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
@@ -27,20 +27,28 @@ ActionPrior = Callable[[Tensor], TorchDistribution]
 
 
 class UniformPrior:
-    """Every action alike: 1/|A| each, or density 2^-d on the box [-1, 1]^d."""
+    """Every action alike: 1/|A| each, or density 2^-d on the box [-1, 1]^d.
+
+    In a MultiDiscrete space every combination is alike.
+    """
 
     def __init__(self, action_space: Space[Any]) -> None:
-        if not isinstance(action_space, Discrete | Box):
+        if not isinstance(action_space, Discrete | MultiDiscrete | Box):
             raise TypeError(
-                f"UniformPrior: expected a Discrete or Box action space, got {action_space}"
+                "UniformPrior: expected a Discrete, MultiDiscrete or Box action space, got "
+                f"{action_space}"
             )
         self.action_space = action_space
 
     def __call__(self, state: Tensor) -> TorchDistribution:
+        batch, dtype = _batch(state)
         if isinstance(self.action_space, Discrete):
             size = int(self.action_space.n)
-            return dist.Categorical(probs=torch.full((*state.shape, size), 1 / size))
-        batch, dtype = _batch(state)
+            return dist.Categorical(probs=torch.full((*batch, size), 1 / size))
+        if isinstance(self.action_space, MultiDiscrete):
+            sizes = torch.as_tensor(self.action_space.nvec).unsqueeze(-1)
+            allowed = (torch.arange(int(sizes.max())) < sizes).to(dtype)
+            return categorical((allowed / sizes).expand(*batch, *allowed.shape)).to_event(1)
         edge = torch.ones((*batch, *self.action_space.shape), dtype=dtype)
         # Closed at both edges: tanh rounds to exactly one, and torch's own Uniform is -inf there.
         return _ClosedUniform(-edge, edge).to_event(1)
@@ -89,7 +97,7 @@ class CategoricalPrior:
 
     def __call__(self, state: Tensor) -> TorchDistribution:
         if self.logits.dim() == 1:
-            return dist.Categorical(logits=self.logits.expand((*state.shape, -1)))
+            return dist.Categorical(logits=self.logits.expand((*_batch(state)[0], -1)))
         return dist.Categorical(logits=self.logits[state])
 
 
@@ -138,7 +146,7 @@ class MaskPrior:
         if callable(self.allowed):
             allowed = self.allowed(state)
         elif self.allowed.dim() == 1:
-            allowed = self.allowed.expand((*state.shape, -1))
+            allowed = self.allowed.expand((*_batch(state)[0], -1))
         else:
             allowed = self.allowed[state]
         count = allowed.sum(-1, keepdim=True)

@@ -55,7 +55,7 @@ def print_inference(result: InferenceResult, report: dict[str, Any]) -> None:
     row("expected return, discounted", report["expected_return"], "reward")
     row("policy entropy, discounted sum", report["entropy"], "nats")
     row("divergence from the prior, discounted sum", report["divergence"], "nats")
-    if result.parts.steps > 0 and report["entropy"] is not None:
+    if result.parts is not None and result.parts.steps > 0 and report["entropy"] is not None:
         row("policy entropy, mean per step", report["entropy"] / result.parts.steps, "nats")
     if result.gap is not None:
         row("log evidence, log p(O)", result.gap.log_evidence, "nats")
@@ -64,6 +64,11 @@ def print_inference(result: InferenceResult, report: dict[str, Any]) -> None:
         row("  of the start", result.gap.start, "nats")
         row("  of the policy", result.gap.policy, "nats")
         row("  of the dynamics", result.gap.dynamics, "nats")
+    rate = result.evidence.rate
+    if rate is not None:
+        row("log evidence, each step adds", rate.log_evidence, "nats")
+        row("largest evidence lower bound, each step adds", rate.max_elbo, "nats")
+        row("gap: optimism of the posterior, per step", rate.gap, "nats")
     row("certified error of V, at most", report["error_bound"], "reward")
     if report["error_bound"] is None:
         table.add_row("certified error of V", "none", "")

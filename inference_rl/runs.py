@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 MANIFEST = "run.json"
+TIMING = "timing.json"
 
 
 def claim(directory: str | Path) -> Path:
@@ -28,6 +29,14 @@ def claim(directory: str | Path) -> Path:
     path = Path(directory)
     if (path / MANIFEST).exists():
         raise FileExistsError(f"{path} holds another run; choose another directory with --out")
+    return directory_for(path)
+
+
+def directory_for(path: Path) -> Path:
+    """`path`, made if need be, and checked to be writable.
+
+    :raises FileExistsError: it is a file. :raises OSError: not writable.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".writable"
@@ -55,11 +64,11 @@ def write(
     files = {}
     for name, entries in tensors.items():
         content = safetensors.torch.save({k: v.contiguous() for k, v in entries.items()})
-        _write_durably(path / f"{name}.safetensors", content)
+        write_durably(path / f"{name}.safetensors", content)
         files[f"{name}.safetensors"] = hashlib.sha256(content).hexdigest()
     whole = {"format_version": FORMAT_VERSION, **manifest, "files": files}
     text = json.dumps(whole, indent=2, allow_nan=False)
-    _write_durably(path / MANIFEST, text.encode() + b"\n")
+    write_durably(path / MANIFEST, text.encode() + b"\n")
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
@@ -87,6 +96,17 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def write_seconds(directory: str | Path, seconds: float) -> None:
+    """Note the wall time of a run, apart from what the run determines."""
+    write_durably(claim(directory) / TIMING, json.dumps({"seconds": seconds}).encode() + b"\n")
+
+
+def read_seconds(directory: str | Path) -> float:
+    """The wall time of a run; 0 where it was not noted."""
+    path = Path(directory) / TIMING
+    return float(json.loads(path.read_bytes())["seconds"]) if path.is_file() else 0.0
+
+
 def read_tensors(directory: str | Path, name: str) -> dict[str, Tensor]:
     """The tensors of `NAME.safetensors`, if they are those that were written.
 
@@ -105,7 +125,7 @@ def read_tensors(directory: str | Path, name: str) -> dict[str, Tensor]:
     return safetensors.torch.load(content)
 
 
-def _write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes) -> None:
     """Aside, flushed, then renamed: at every instant the old file or the new one is whole."""
     aside = path.with_name(f"{path.name}.partial")
     with open(aside, "wb") as file:
@@ -113,8 +133,13 @@ def _write_durably(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
-    directory = os.open(path.parent, os.O_RDONLY)
+    flush(path.parent)
+
+
+def flush(directory: Path) -> None:
+    """Make what was created or renamed in `directory` survive a loss of power."""
+    handle = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(handle)
     finally:
-        os.close(directory)
+        os.close(handle)

@@ -240,3 +240,44 @@ def stationary_scalar(model: LinearGaussianModel, temperature: float) -> tuple[A
     soft = alpha / 2 * mpmath.log(mpmath.pi * alpha / h) if alpha else 0
     constant = (k0 + g * (P * (c0**2 + s2) + p * c0) - push**2 / h - soft) / (1 - g)
     return P, p, constant
+
+
+def endless_scalar(model: LinearGaussianModel, temperature: float) -> tuple[Any, Any, Any, Any]:
+    """P, p, c of −V(s) = P s² + p s + c, and nats a step: the posterior of an endless episode.
+
+    For n = m = 1 and a flat prior: completing squares by hand, with E e^{V/α} = 1 at the start.
+    """
+    a, b, q2, r2, n2, q1, r1, c0, s2, k0, m0, m2 = (
+        mpmath.mpf(x.item())
+        for x in (
+            model.A,
+            model.B,
+            model.state_cost,
+            model.action_cost,
+            model.cross_cost,
+            model.state_linear,
+            model.action_linear,
+            model.offset,
+            model.noise_covariance,
+            model.reward_offset,
+            model.initial_mean,
+            model.initial_covariance,
+        )
+    )
+    alpha = mpmath.mpf(temperature)
+    # P = q + a² P / (1 + g P), where action and luck reach g = b²/r + 2σ²/α and the best action for
+    # this step alone is paid for.
+    g, a_left, q_left = b**2 / r2 + 2 * s2 / alpha, a - b * n2 / r2, q2 - n2**2 / r2
+    x1 = 1 - a_left**2 - q_left * g
+    P = (-x1 + mpmath.sqrt(x1**2 + 4 * g * q_left)) / (2 * g)
+    d = 1 + 2 * s2 * P / alpha
+    h = r2 + b**2 * P / d
+    gain = -(n2 + a * b * P / d) / h
+    loop = (a + b * gain) / d
+    p = (q1 + gain * r1 + 2 * loop * P * c0) / (1 - loop)
+    push = (r1 + b * (2 * P * c0 + p) / d) / 2
+    lucky = (P * c0**2 + p * c0 - s2 * p**2 / (2 * alpha)) / d + alpha / 2 * mpmath.log(d)
+    step = k0 + lucky - push**2 / h - alpha / 2 * mpmath.log(mpmath.pi * alpha / h)
+    d0 = 1 + 2 * m2 * P / alpha
+    start = (P * m0**2 + p * m0 - m2 * p**2 / (2 * alpha)) / d0 + alpha / 2 * mpmath.log(d0)
+    return P, p, -start, -step / alpha

@@ -263,6 +263,32 @@ def test_a_linear_gaussian_run_is_evaluated(capsys: Capture) -> None:
     assert found["evaluation"] == inferred["evaluation"]
 
 
+def test_the_posterior_of_an_endless_episode(capsys: Capture) -> None:
+    words = ("exact", "--target", "posterior", "--temperature", "0.5", "--episodes", "2")
+    Path("cart.py").write_text(
+        "from inference_rl.models.double_integrator import DoubleIntegrator\n"
+        "class Cart(DoubleIntegrator):\n"
+        "    def __init__(self, discount=1.0):\n"
+        "        super().__init__(discount=discount)\n"
+    )
+    found = report(capsys, "infer", "cart.py", *words, "--out", "run")
+    assert found["objective"] is found["log_evidence"] is found["expected_return"] is None
+    rate = found["evidence_rate"]
+    assert rate["gap"] == pytest.approx(rate["log_evidence"] - rate["max_elbo"])
+    assert 0 < found["error_bound"] < 1e-9
+    assert Path("run/policy.png").exists()
+    again = report(capsys, "evaluate", "run", "--episodes", "2")
+    assert again["evaluation"] == found["evaluation"]
+    main(["infer", "cart.py", *words, "--out", "told"])
+    shown = capsys.readouterr()
+    assert "gap: optimism of the posterior, per step" in shown.out
+    assert "objective" not in shown.out
+    assert "it is optimistic by 0.00471 nats a step" in " ".join(shown.err.split())
+    assert "the posterior needs discount 1, got 0.9" in refusal(
+        capsys, "infer", "cart.py", *words, "--discount", "0.9"
+    )
+
+
 def test_runs_that_cannot_be_evaluated(capsys: Capture) -> None:
     report(capsys, "infer", "corridor.py", "exact", "--out", "run", "--episodes", "0")
     report(capsys, "infer", "double-integrator", "exact", "--out", "cart", "--episodes", "0")

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"runs", "distributions", "truncated_normal", "randomness", "blocks"},
-    {"priors", "policies", "temperature", "environment"},
+    {"priors", "policies", "networks", "temperature", "environment"},
     {"trajectory"},
     {
         "finite",

@@ -123,9 +123,15 @@ def test_program_has_constant_weight_under_deterministic_dynamics(
 
 
 @pytest.mark.parametrize("noise", [np.diag([0.3, 0.1, 0.6]), SINGULAR, np.zeros((3, 3))])
-def test_program_has_constant_weight_under_the_posterior(noise: np.ndarray) -> None:
-    """Identity 1 where the divergence is zero: p(τ, O) / q(τ) = p(O) for every trajectory."""
-    model = finite_model(11, noise_covariance=noise)
+@pytest.mark.parametrize("horizon", [4, None])
+def test_program_has_constant_weight_under_the_posterior(
+    noise: np.ndarray, horizon: int | None
+) -> None:
+    """Identity 1 where the divergence is zero: p(τ, O) / q(τ) = p(O) for every trajectory.
+
+    Without a horizon the message stands for the rest, and each step weighs what it adds.
+    """
+    model = random_model(11, noise_covariance=noise, discount=1.0, horizon=horizon)
     solution = solve_linear_gaussian(model, 0.5, "posterior")
     dynamics = solution.posterior_dynamics
     assert dynamics is not None
@@ -136,9 +142,12 @@ def test_program_has_constant_weight_under_the_posterior(noise: np.ndarray) -> N
             action = pyro.sample(f"action_{t}", solution.policy(state, t))
             state = pyro.sample(f"state_{t + 1}", dynamics.transition(state, action, t))
 
+    weight, rest = solution.log_evidence, None
+    if solution.rate is not None:
+        weight, rest = 4 * solution.rate.log_evidence, solution.v
     pyro.set_rng_seed(0)
     for _ in range(5):
-        close(log_weight(model, guide, 0.5, 4), solution.log_evidence)
+        close(log_weight(model, guide, 0.5, 4, rest), weight)
 
 
 def test_program_in_a_plate_has_the_objective_as_its_bound() -> None:
@@ -171,12 +180,15 @@ def test_program_in_a_plate_has_the_objective_as_its_bound() -> None:
 
 
 def test_messages_that_depend_on_the_step_ask_for_it() -> None:
-    solution = solve_linear_gaussian(finite_model(), 1.0)
+    solution = solve_linear_gaussian(finite_model(), 1.0, "posterior")
     state = torch.zeros(3)
     with pytest.raises(ValueError, match="depends on the step: pass t, from 0 to 4"):
         solution.v(state)
     with pytest.raises(ValueError, match="depends on the step"):
         solution.policy(state)
+    assert solution.posterior_dynamics is not None
+    with pytest.raises(ValueError, match="dynamics depend on the step: pass t, from 0 to 3"):
+        solution.posterior_dynamics.transition(state, torch.zeros(2))
 
 
 EYE = np.eye(3)

@@ -402,7 +402,7 @@ def test_policy_prior_of_a_missing_run(tmp_path: Path) -> None:
         (
             lambda: UniformPrior(MultiBinary(3)),
             TypeError,
-            "UniformPrior: expected a Discrete or Box",
+            "UniformPrior: expected a Discrete, MultiDiscrete or Box",
         ),
         (lambda: GaussianPrior(THREE), TypeError, r"GaussianPrior: expected a Box.*Discrete\(3\)"),
         (lambda: CategoricalPrior(), ValueError, "either probs or logits, not both or neither"),

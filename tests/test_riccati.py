@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from linear_gaussian_oracles import (
     PRIOR,
     SINGULAR,
     close,
+    endless_scalar,
     finite_model,
     joint_gaussian,
     objective_of,
@@ -29,7 +31,12 @@ from linear_gaussian_oracles import (
 from scipy.linalg import solve_discrete_are
 from torch import Tensor
 
-from inference_rl import linear_gaussian_backup, linear_gaussian_evidence, riccati
+from inference_rl import (
+    linear_gaussian_backup,
+    linear_gaussian_evidence,
+    riccati,
+    riccati_stationary,
+)
 from inference_rl.environment import EnvironmentModel
 from inference_rl.inference import InferenceResult, infer
 from inference_rl.inference.exact import Exact
@@ -405,6 +412,220 @@ def test_excess_of_the_posterior_is_half_the_variance_over_temperature() -> None
     close(excess / variance * 2e6, torch.tensor(1.0), 1e-3)
 
 
+# --- posterior, without a horizon -----------------------------------------------------------------
+
+ENDLESS: dict[str, Any] = {"discount": 1.0}
+
+UNREACHED: dict[str, Any] = {
+    "A": np.diag([1.2, 0.5, 0.5]),
+    "B": [[0, 0], [1, 0], [0, 1]],
+    "cross_cost": None,
+}
+
+
+def endless(temperature: float, seed: int = 1, **changes: Any) -> LinearGaussianSolution:
+    return solve_linear_gaussian(random_model(seed, **ENDLESS, **changes), temperature, "posterior")
+
+
+def check_limit(
+    solution: LinearGaussianSolution, finite: LinearGaussianSolution, longer: LinearGaussianSolution
+) -> None:
+    """`finite` is the posterior of a long horizon, `longer` that of one step more."""
+    assert solution.posterior_dynamics is not None
+    assert finite.posterior_dynamics is not None
+    for name in ("gain", "offset", "covariance"):
+        close(getattr(solution.policy, name), getattr(finite.policy, name)[0])
+    for name in ("A", "B", "offset", "noise_covariance"):
+        first = getattr(finite.posterior_dynamics, name)[0]
+        close(getattr(solution.posterior_dynamics, name), first)
+    for name in ("initial_mean", "initial_covariance"):
+        first = getattr(finite.posterior_dynamics, name)
+        close(getattr(solution.posterior_dynamics, name), first)
+    assert finite.log_evidence is not None
+    level = solution.temperature * finite.log_evidence
+    for ours, theirs in ((solution.v, finite.v.at(0)), (solution.q, finite.q.at(0))):
+        close(ours.quadratic, theirs.quadratic)
+        close(ours.linear, theirs.linear)
+        close(ours.constant + level, theirs.constant)
+    assert solution.rate is not None
+    assert finite.gap is not None
+    assert longer.gap is not None
+    close(solution.rate.log_evidence, longer.log_evidence - finite.log_evidence)
+    bound = finite.log_evidence - finite.gap.total
+    close(solution.rate.max_elbo, longer.log_evidence - longer.gap.total - bound)
+
+
+@pytest.mark.parametrize("prior", [{}, PRIOR])
+@pytest.mark.parametrize(
+    ("seed", "temperature", "horizon"),
+    [(0, 0.05, 300), (1, 0.7, 300), (2, 30.0, 300), (3, 1e6, 300), (1, 0.3, 2000)],
+)
+def test_endless_posterior_is_the_limit_of_long_horizons(
+    prior: dict[str, Any], seed: int, temperature: float, horizon: int
+) -> None:
+    finite, longer = (
+        solve_linear_gaussian(finite_model(seed, T, **prior), temperature, "posterior")
+        for T in (horizon, horizon + 1)
+    )
+    check_limit(endless(temperature, seed, **prior), finite, longer)
+
+
+def test_endless_posterior_of_a_bundled_model() -> None:
+    solution = solve_linear_gaussian(DoubleIntegrator(discount=1.0), 0.5, "posterior")
+    one, other = (
+        solve_linear_gaussian(DoubleIntegrator(discount=1.0, horizon=T), 0.5, "posterior")
+        for T in (300, 301)
+    )
+    check_limit(solution, one, other)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("temperature", [1e-6, 0.3, 20.0, 1e6])
+def test_endless_posterior_in_closed_form(seed: int, temperature: float) -> None:
+    model = random_model(seed, n=1, m=1, **ENDLESS)
+    solution = solve_linear_gaussian(model, temperature, "posterior")
+    assert solution.rate is not None
+    with mpmath.workdps(40):
+        P, p, constant, rate = endless_scalar(model, temperature)
+        for state in (0.0, 1.0, -30.0):
+            exact = -(P * mpmath.mpf(state) ** 2 + p * mpmath.mpf(state) + constant)
+            a, b, c = (
+                mpmath.mpf(x.item())
+                for x in (solution.v.quadratic, solution.v.linear, solution.v.constant)
+            )
+            found = a * mpmath.mpf(state) ** 2 + b * mpmath.mpf(state) + c
+            assert abs(found - exact) <= solution.error_bound * (1 + state**2)
+        close(solution.rate.log_evidence, float(rate), 1e-12)
+        assert solution.error_bound <= 1e-10 * max(1.0, float(P), temperature)
+
+
+@pytest.mark.parametrize("prior", [{}, PRIOR])
+def test_endless_messages_are_the_policy_and_the_dynamics(prior: dict[str, Any]) -> None:
+    """π = ρ e^{(Q − V)/α}, and p(s' | s, a, O) = p(s' | s, a) e^{(r + V' − Q)/α − rate}."""
+    model, temperature = random_model(3, **ENDLESS, **prior), 0.6
+    solution = solve_linear_gaussian(model, temperature, "posterior")
+    assert solution.posterior_dynamics is not None
+    assert solution.rate is not None
+    generator = torch.Generator().manual_seed(0)
+    state, action, ahead = (
+        torch.randn(7, k, generator=generator, dtype=torch.float64) for k in (3, 2, 3)
+    )
+    tilt = (solution.q(state, action) - solution.v(state)) / temperature
+    if prior:
+        tilt = tilt + model.action_prior(state).log_prob(action)
+    close(solution.policy(state).log_prob(action), tilt)
+    luck = model.reward(state, action, ahead) + solution.v(ahead) - solution.q(state, action)
+    tilt = model.transition(state, action).log_prob(ahead) + luck / temperature
+    lucky = solution.posterior_dynamics.transition(state, action).log_prob(ahead)
+    close(lucky, tilt - solution.rate.log_evidence)
+    start = solution.posterior_dynamics.initial_state().log_prob(state)
+    close(start, model.initial_state().log_prob(state) + solution.v(state) / temperature)
+
+
+def test_without_noise_an_endless_posterior_is_control() -> None:
+    terms = rest_terms(0, n=2, m=1)
+    solution = solve_linear_gaussian(to_rest(*terms), 0.4, "posterior")
+    regulator = solve_linear_gaussian(to_rest(*terms), 0.0)
+    close(solution.policy.gain, regulator.policy.gain)
+    close(solution.policy.offset, regulator.policy.offset)
+    close(solution.v.quadratic, regulator.v.quadratic)
+    assert solution.rate is not None
+    close(solution.rate.log_evidence, solution.rate.max_elbo, 1e-12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        infer(to_rest(*terms), Exact(0.4, target="posterior"))
+
+
+def test_an_endless_posterior_as_a_result(tmp_path: Path) -> None:
+    model = random_model(2, **ENDLESS)
+    with pytest.warns(UserWarning, match=r"optimistic by 8\.84 nats a step"):
+        result = infer(model, Exact(0.7, target="posterior"))
+    assert result.objective is None
+    assert result.parts is None
+    assert result.objective_entropy_form is None
+    assert result.log_evidence is None
+    assert result.gap is None
+    assert result.evidence.reason is not None
+    assert "log p(O) has no limit: each step adds 5.91415 nats" in result.evidence.reason
+    summary = result.summary()
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert summary["objective"] is summary["steps"] is summary["log_evidence"] is None
+    result.save(tmp_path / "run")
+    loaded = InferenceResult.load(tmp_path / "run", model=model)
+    assert loaded.objective is None
+    assert loaded.parts is None
+    assert loaded.evidence == result.evidence
+    state, action = torch.ones(3), torch.ones(2)
+    close(loaded.v(state), result.v(state), 1e-15)
+    close(loaded.q(state, action), result.q(state, action), 1e-15)
+    close(loaded.policy(state).mean, result.policy(state).mean, 1e-15)
+    with pytest.warns(UserWarning, match="nats a step"):
+        assert loaded.evaluate(2, max_steps=5).lengths.tolist() == [5, 5]
+    for one in (result, loaded):
+        weights = one.sample(50, horizon=12).sample_stats["log_weight"].to_numpy()
+        assert result.evidence.rate is not None
+        close(weights, np.full((1, 50), 12 * result.evidence.rate.log_evidence), 1e-9)
+
+
+def test_an_endless_posterior_that_luck_alone_holds(tmp_path: Path) -> None:
+    """No action reaches the mode that grows, but noise does: control has no bound to offer."""
+    model = random_model(0, **ENDLESS, **UNREACHED)
+    with pytest.warns(UserWarning, match="optimistic by inf nats a step"):
+        result = infer(model, Exact(0.7, target="posterior"))
+    finite, longer = (
+        solve_linear_gaussian(finite_model(0, T, **UNREACHED), 0.7, "posterior") for T in (99, 100)
+    )
+    assert result.evidence.rate is not None
+    assert finite.log_evidence is not None
+    assert longer.log_evidence is not None
+    grown = longer.log_evidence - finite.log_evidence
+    close(result.evidence.rate.log_evidence, grown)
+    assert result.summary()["evidence_rate"]["gap"] is None
+    result.save(tmp_path / "run")
+    loaded = InferenceResult.load(tmp_path / "run", model=model)
+    assert loaded.evidence == result.evidence
+
+
+def twin_ordinary(patch: pytest.MonkeyPatch) -> None:
+    """The Riccati equation of control, which wishes for nothing."""
+    patch.setattr(
+        riccati_stationary,
+        "expected_message",
+        lambda message, covariance, problem, posterior: expected_message(
+            message, covariance, problem, False
+        ),
+    )
+
+
+def twin_sign(patch: pytest.MonkeyPatch) -> None:
+    """I − (2/α)ΣP: as much afraid of noise as the posterior hopes for it."""
+    patch.setattr(
+        riccati_stationary,
+        "expected_message",
+        lambda message, covariance, problem, posterior: expected_message(
+            message, -covariance if posterior else covariance, problem, posterior
+        ),
+    )
+
+
+def twin_hindsight(patch: pytest.MonkeyPatch) -> None:
+    """Dynamics that are not conditioned on anything."""
+    patch.setattr(riccati_stationary, "_in_hindsight", lambda problem, message: problem)
+
+
+@pytest.mark.parametrize("twin", [twin_ordinary, twin_sign, twin_hindsight])
+def test_broken_twins_of_the_endless_posterior_are_caught(
+    twin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finite, longer = (
+        solve_linear_gaussian(finite_model(3, T), 300.0, "posterior") for T in (300, 301)
+    )
+    check_limit(endless(300.0, seed=3), finite, longer)
+    twin(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_limit(endless(300.0, seed=3), finite, longer)
+
+
 # --- derivatives ----------------------------------------------------------------------------------
 
 
@@ -434,8 +655,12 @@ def differentiable(
         solution = solve_linear_gaussian(model, temperature, target)  # type: ignore[arg-type]
         outputs = [solution.objective, solution.objective_entropy_form, solution.policy.gain]
         outputs += [solution.policy.offset, solution.policy.covariance, solution.v.quadratic]
-        if solution.posterior_dynamics is not None and solution.gap is not None:
+        if solution.gap is not None:
             outputs += [solution.log_evidence, solution.gap.total]
+        if solution.rate is not None:
+            outputs += [solution.rate.log_evidence, solution.rate.max_elbo]
+            outputs += [solution.v.constant, solution.q.constant]
+        if solution.posterior_dynamics is not None:
             outputs += [solution.posterior_dynamics.A, solution.posterior_dynamics.noise_covariance]
         everything = torch.cat([x.flatten() for x in outputs if x is not None])
         return (everything * torch.linspace(0.5, 1.5, len(everything)).double()).sum()
@@ -450,7 +675,12 @@ def differentiable(
 @pytest.mark.parametrize("noise", [np.array([[0.4, 0.1], [0.1, 0.3]]), np.diag([0.4, 0.0])])
 @pytest.mark.parametrize(
     ("target", "horizon", "discount"),
-    [("control", None, 0.9), ("control", 3, 0.9), ("posterior", 3, 1.0)],
+    [
+        ("control", None, 0.9),
+        ("control", 3, 0.9),
+        ("posterior", 3, 1.0),
+        ("posterior", None, 1.0),
+    ],
 )
 def test_gradients_match_finite_differences(
     target: str, horizon: int | None, discount: float, prior: bool, noise: np.ndarray
@@ -461,8 +691,9 @@ def test_gradients_match_finite_differences(
     )
 
 
-def test_second_derivatives_of_the_fixed_point() -> None:
-    inputs, function = differentiable("control", None, 0.9, False, np.diag([0.4, 0.1]))
+@pytest.mark.parametrize(("target", "discount"), [("control", 0.9), ("posterior", 1.0)])
+def test_second_derivatives_of_the_fixed_point(target: str, discount: float) -> None:
+    inputs, function = differentiable(target, None, discount, False, np.diag([0.4, 0.1]))
     kept = inputs[:3]
 
     def of_few(*few: Tensor) -> Tensor:
@@ -576,7 +807,6 @@ def test_broken_twins_are_caught(twin: Any, target: str, monkeypatch: pytest.Mon
 
 EYE = np.eye(3)
 NO_LINEAR = {"state_linear": None, "action_linear": None}
-UNREACHED = {"A": np.diag([1.2, 0.5, 0.5]), "B": [[0, 0], [1, 0], [0, 1]], "cross_cost": None}
 
 
 @pytest.mark.parametrize(
@@ -586,9 +816,22 @@ UNREACHED = {"A": np.diag([1.2, 0.5, 0.5]), "B": [[0, 0], [1, 0], [0, 1]], "cros
         ({}, math.nan, "control", "temperature: .* got nan"),
         ({}, torch.ones(2), "control", "temperature: .* got .1.0, 1.0"),
         ({}, 1.0, "optimal", "target: expected .* got 'optimal'"),
-        ({}, 1.0, "posterior", "the posterior needs a horizon and discount 1, got horizon None"),
-        ({"horizon": 3}, 1.0, "posterior", "horizon 3 and discount 0.95.*survival probability"),
-        ({"discount": 1.0}, 1.0, "posterior", "without a horizon the evidence has no limit"),
+        ({}, 1.0, "posterior", "the posterior needs discount 1, got 0.95.*survival probability"),
+        ({"horizon": 3}, 1.0, "posterior", "the posterior needs discount 1, got 0.95"),
+        (ENDLESS, 0.0, "posterior", "needs a temperature > 0"),
+        ({**ENDLESS, "state_cost": -EYE}, 1.0, "posterior", "no state may pay ever more"),
+        (
+            {**ENDLESS, **UNREACHED, "noise_covariance": None},
+            1.0,
+            "posterior",
+            "an action or noise to reach every mode .* got one that grows by 1.2 a step",
+        ),
+        (
+            {"n": 1, "m": 1, "A": [[1.2]], "state_cost": [[0.0]], "cross_cost": None, **ENDLESS},
+            1.0,
+            "posterior",
+            "expected every mode to decay given O = 1, got one that does not.* costs nothing",
+        ),
         ({"discount": 1.0, "horizon": 3}, 0.0, "posterior", "needs a temperature > 0"),
         ({"discount": 1.0}, 1.0, "control", "without a horizon .* discount below 1, got 1"),
         ({"discount": 1.0}, 0.0, "control", "without a horizon .* discount below 1, got 1"),

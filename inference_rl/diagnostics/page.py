@@ -110,8 +110,9 @@ def _facts(result: InferenceResult, moments: str) -> list[str]:
         "posterior, given optimality" if target == "posterior" else target,
         f"temperature {result.temperature:g}",
         f"discount {float(model.discount):g}",
-        f"objective {float(result.objective.detach()):.4g}".replace("-", "−"),
     ]
+    if result.objective is not None:
+        facts.append(f"objective {float(result.objective.detach()):.4g}".replace("-", "−"))
     if model.horizon is not None:
         steps = f"{model.horizon} step" + "s" * (model.horizon > 1)
         facts.append(f"{moments} {steps}")

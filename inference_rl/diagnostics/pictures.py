@@ -1,7 +1,8 @@
 """One picture of what inference found: `draw_policy`, or `policy_figure` for the figure itself.
 
 What is drawn depends on the model: a map with the value as colour and the policy as arrows for
-states on a grid, tables for other finite models, motion and feedback for linear-Gaussian ones.
+states on a grid, tables for other finite models, motion and feedback for linear-Gaussian ones, and
+for what was learned from samples how it was learned.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from inference_rl.diagnostics.finite_tables import Tables
 from inference_rl.diagnostics.grid_pictures import grid_figure
+from inference_rl.diagnostics.learning_pictures import learning_figure
 from inference_rl.diagnostics.linear_gaussian_pictures import linear_gaussian_figure
 from inference_rl.diagnostics.page import DPI, plain_style
 from inference_rl.diagnostics.table_pictures import table_figure
@@ -46,6 +48,7 @@ def policy_figure(result: InferenceResult) -> Figure:
     - Many states: how V and the entropy of π are distributed, and the states most visited.
     - Linear-Gaussian models of two coordinates: trajectories over the contours of V, and the action
       as a function of the state; of other dimensions: states and actions over time.
+    - Learned policies: return, entropy and temperature as they were learned.
 
     With a finite horizon, V and π are those of the first step unless the picture says otherwise.
 
@@ -61,7 +64,10 @@ def policy_figure(result: InferenceResult) -> Figure:
             if model.layout is not None:
                 return grid_figure(result, tables, model.layout)
             return table_figure(result, tables)
+        if any("steps" in row for row in result.metrics):
+            return learning_figure(result)
     raise TypeError(
-        "a picture needs a policy in a table over a finite model, or a linear-Gaussian policy of a "
-        f"linear-Gaussian model; got a {type(policy).__name__} over a {type(model).__name__}"
+        "a picture needs a policy in a table over a finite model, a linear-Gaussian policy of a "
+        "linear-Gaussian model, or the metrics of a learned routine; got a "
+        f"{type(policy).__name__} over a {type(model).__name__} without any"
     )

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from inference_rl.priors import ActionPrior
     from inference_rl.simulate import Evaluation
 
-ROUTINES = {"exact": "inference_rl.inference.exact:Exact"}
+ROUTINES = {
+    "exact": "inference_rl.inference.exact:Exact",
+    "policy-gradient": "inference_rl.inference.policy_gradient:PolicyGradient",
+}
 """Names on the command line, and where their settings live."""
 
 NEGLIGIBLE_GAP = 1e-6
@@ -35,7 +38,7 @@ NEGLIGIBLE_GAP = 1e-6
 
 OPTIMISM_WARNING = (
     "the posterior's policy assumes dynamics conditioned on success, which the environment does "
-    "not have: it is optimistic by {:.3g} nats; to act, infer with target='control'"
+    "not have: it is optimistic by {}; to act, infer with target='control'"
 )
 
 Progress = Callable[[str], None]
@@ -62,12 +65,14 @@ def infer(
     prior: ActionPrior | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    directory: str | Path | None = None,
 ) -> InferenceResult:
     """Infer a policy for `model`.
 
     :param routine: what to run, with its settings: `Exact(temperature=0.1)`.
     :param prior: the action prior, in place of the model's own.
     :param progress: called now and then with a few words on how far it has got.
+    :param directory: where a learned routine saves checkpoints, and goes on from the last of them.
     :warns UserWarning: the policy is the posterior's, and the environment's dynamics are not.
     :raises TypeError: `model` is no `EnvironmentModel`, or not of a kind the routine can work on.
     :raises ValueError: the model, the prior or the settings are faulty, or the answer is infinite.
@@ -85,7 +90,15 @@ def infer(
         )
     if getattr(prior, "needs_previous_action", False):
         model = WithPreviousAction(model)
-    result = routine.run(model, prior=prior, seed=seed, progress=progress)
+    where = {}
+    if directory is not None:
+        if not hasattr(routine, "save_every"):
+            raise ValueError(
+                f"directory: expected none with {type(routine).__name__}, which has no "
+                "checkpoints; save its result with result.save(directory)"
+            )
+        where = {"directory": Path(directory)}
+    result = routine.run(model, prior=prior, seed=seed, progress=progress, **where)
     warn_of_optimism(result, stacklevel=2)
     return result
 
@@ -130,16 +143,34 @@ class EvidenceGap:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvidenceRate:
+    """What every step of an endless episode adds, where neither side of the gap has a limit; nats.
+
+    :ivar log_evidence: lim log p(O_{1:T+1}) - log p(O_{1:T}). :ivar max_elbo: of control, likewise;
+        -inf where no policy keeps the cost of a step from growing.
+    """
+
+    log_evidence: float
+    max_elbo: float
+
+    @property
+    def gap(self) -> float:
+        return self.log_evidence - self.max_elbo
+
+
+@dataclasses.dataclass(frozen=True)
 class Evidence:
     """log p(O) and what control gives up of it.
 
     :ivar log_evidence: nats, differentiable; None where it is not defined. :ivar gap: likewise.
     :ivar reason: why there is none, where there is none.
+    :ivar rate: what a step adds, where there is none because an episode has no end.
     """
 
     log_evidence: Tensor | None = None
     gap: EvidenceGap | None = None
     reason: str | None = None
+    rate: EvidenceRate | None = None
 
 
 @dataclasses.dataclass
@@ -152,11 +183,15 @@ class InferenceResult:
     :ivar routine: the settings. :ivar seed: of the run.
     :ivar policy: π, called as `policy(state, t)`.
     :ivar q, v: the messages, reward units: tensors (S, A) and (S,), with a leading T and T + 1 for
-        a finite horizon, or quadratic forms.
-    :ivar objective: J(π) in KL form, reward units: E Σ γ^t [r - temperature · KL(π ‖ ρ)].
+        a finite horizon, or quadratic forms. Those of an endless episode's posterior say how a
+        state or an action compares with the start; see `LinearGaussianSolution`.
+    :ivar objective: J(π) in KL form, reward units: E Σ γ^t [r - temperature · KL(π ‖ ρ)]. None,
+        like its entropy form and its parts, for the posterior without a horizon, where the sum has
+        no limit; `evidence.rate` says what a step adds to the evidence there.
     :ivar error_bound: certified sup-norm error of `v`, reward units; None where there is none.
     :ivar iterations: of the routine. :ivar residual: sup |TV - V| at the end, reward units.
-    :ivar seconds: wall time. :ivar metrics: history, one dict an evaluation.
+    :ivar seconds: wall time. :ivar final_temperature: where a temperature that moves has got to,
+        reward units. :ivar metrics: history, one dict an evaluation.
     :ivar details: what this routine alone reports.
     """
 
@@ -165,14 +200,15 @@ class InferenceResult:
     policy: Policy
     q: Any
     v: Any
-    objective: Tensor
-    parts_source: Callable[[], ObjectiveParts]
+    objective: Tensor | None
+    parts_source: Callable[[], ObjectiveParts | None]
     evidence_source: Callable[[], Evidence]
     error_bound: float | None = None
     iterations: int = 0
     residual: float | None = None
     seconds: float = 0.0
     seed: int = 0
+    final_temperature: float | None = None
     metrics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     details: Any = None
 
@@ -182,7 +218,7 @@ class InferenceResult:
         return self.source() if callable(self.source) else self.source
 
     @functools.cached_property
-    def parts(self) -> ObjectiveParts:
+    def parts(self) -> ObjectiveParts | None:
         """What the objective is made of: return, entropy, divergence from the prior."""
         return self.parts_source()
 
@@ -203,15 +239,20 @@ class InferenceResult:
 
     @property
     def temperature(self) -> float:
+        """Reward units; the last one, where it moved."""
+        if self.final_temperature is not None:
+            return self.final_temperature
         return as_number(self.routine.temperature)
 
     @functools.cached_property
-    def objective_entropy_form(self) -> float:
+    def objective_entropy_form(self) -> float | None:
         """E Σ γ^t [r + temperature · H(π)], reward units: what SAC and its kin report.
 
         Under a uniform prior it exceeds `objective` by temperature · log|A| for each (discounted)
         step; for other priors it leaves them out.
         """
+        if self.parts is None:
+            return None
         if self.temperature == 0:  # where a density's entropy may be -inf
             return self.parts.expected_return
         return self.parts.expected_return + self.temperature * self.parts.entropy
@@ -257,7 +298,8 @@ class InferenceResult:
 
         With a discount below 1 the two targets weigh differently, as their programs do: control
         scales step t by γ^t, so that weights average to J / temperature; the posterior lives on
-        with probability γ, and exp(weights) average to p(O).
+        with probability γ, and exp(weights) average to p(O). Those of an endless episode's
+        posterior are `evidence.rate.log_evidence` a step.
         """
         return self.routine.sample(
             self, draws, horizon=horizon, seed=self.seed if seed is None else seed
@@ -265,25 +307,30 @@ class InferenceResult:
 
     def summary(self) -> dict[str, Any]:
         """The numbers, for JSON: null where one does not apply."""
-        origin = self.model.origin or {}
+        origin, rate = self.model.origin or {}, self.evidence.rate
         return {
             "target": origin.get("target"),
             "routine": self.routine.name,
-            "settings": {
-                field.name: _plain(getattr(self.routine, field.name))
-                for field in dataclasses.fields(self.routine)
-            },
+            "settings": settings_as_json(self.routine),
             "seed": self.seed,
             "temperature": self.temperature,
             "discount": float(self.model.discount),
-            "objective": as_number(self.objective),
+            "objective": None if self.objective is None else as_number(self.objective),
             "objective_entropy_form": self.objective_entropy_form,
             "log_evidence": None if self.log_evidence is None else as_number(self.log_evidence),
             "no_evidence_because": self.evidence.reason,
             "evidence_gap": None
             if self.gap is None
             else dataclasses.asdict(self.gap) | {"total": self.gap.total},
-            **{name: _finite(value) for name, value in dataclasses.asdict(self.parts).items()},
+            "evidence_rate": None
+            if rate is None
+            else {
+                name: _finite(getattr(rate, name)) for name in ("log_evidence", "max_elbo", "gap")
+            },
+            **{
+                field.name: None if self.parts is None else _finite(getattr(self.parts, field.name))
+                for field in dataclasses.fields(ObjectiveParts)
+            },
             "error_bound": _finite(self.error_bound),
             "residual": _finite(self.residual),
             "iterations": self.iterations,
@@ -312,13 +359,17 @@ class InferenceResult:
                 tensors["model"] = tables
         manifest = {
             "policy": self.policy.kind,
+            "policy_description": self.policy.description(),
             "origin": self.model.origin,
             **self.summary(),
             "horizon": self.model.horizon,
             "tabulated": tabulated,
             "remembers_action": self.model.remembers_action,
+            "final_temperature": self.final_temperature,
             "metrics": self.metrics,
         }
+        # What is timed is not the same twice, and a run that was resumed is to be.
+        runs.write_seconds(directory, manifest.pop("seconds"))
         runs.write(directory, manifest, tensors)
 
     @classmethod
@@ -335,33 +386,45 @@ class InferenceResult:
 
         from inference_rl.policies import load_policy
 
-        saved = runs.read_manifest(directory)
-        routine = routine_class(saved["routine"])(**saved["settings"])
-        gap = saved["evidence_gap"]
+        saved, policy = runs.read_manifest(directory), load_policy(directory)
+        routine = routine_class(saved["routine"])(**made_of_json(saved["settings"]))
+        gap, rate = saved["evidence_gap"], saved.get("evidence_rate")
         # Not finite for a density at temperature 0, or without end; and JSON has no word for it.
         names = [field.name for field in dataclasses.fields(ObjectiveParts)]
         unbounded = {"entropy": -math.inf, "divergence": math.inf, "steps": math.inf}
-        parts = ObjectiveParts(**{n: unbounded[n] if saved[n] is None else saved[n] for n in names})
+        parts, objective = None, None
+        if saved["objective"] is not None:
+            objective = torch.tensor(saved["objective"], dtype=torch.float64)
+            parts = ObjectiveParts(
+                **{n: unbounded[n] if saved[n] is None else saved[n] for n in names}
+            )
         evidence = Evidence(
             log_evidence=None
             if saved["log_evidence"] is None
             else torch.tensor(saved["log_evidence"], dtype=torch.float64),
             gap=None if gap is None else EvidenceGap(**{k: gap[k] for k in gap if k != "total"}),
             reason=saved["no_evidence_because"],
+            rate=None
+            if rate is None
+            else EvidenceRate(
+                rate["log_evidence"],
+                -math.inf if rate["max_elbo"] is None else rate["max_elbo"],
+            ),
         )
         return cls(
             source=model if model is not None else functools.partial(_saved_model, directory),
             routine=routine,
-            policy=load_policy(directory),
-            **routine.read_messages(runs.read_tensors(directory, "messages")),
-            objective=torch.tensor(saved["objective"], dtype=torch.float64),
+            policy=policy,
+            **routine.read_messages(runs.read_tensors(directory, "messages"), policy),
+            objective=objective,
             parts_source=lambda: parts,
             evidence_source=lambda: evidence,
             error_bound=saved["error_bound"],
             iterations=saved["iterations"],
             residual=saved["residual"],
-            seconds=saved["seconds"],
+            seconds=runs.read_seconds(directory),
             seed=saved["seed"],
+            final_temperature=saved.get("final_temperature"),
             metrics=saved["metrics"],
         )
 
@@ -370,9 +433,11 @@ def warn_of_optimism(result: InferenceResult, stacklevel: int) -> None:
     """Warn whoever is about to act on a posterior's policy, if that differs from control."""
     if getattr(result.routine, "target", "control") != "posterior":
         return
-    gap = result.gap
-    if gap is not None and gap.total > NEGLIGIBLE_GAP:
-        warnings.warn(OPTIMISM_WARNING.format(gap.total), stacklevel=stacklevel + 1)
+    gap, rate = result.gap, result.evidence.rate
+    nats = gap.total if gap is not None else rate.gap if rate is not None else 0.0
+    if nats > NEGLIGIBLE_GAP:
+        by = f"{nats:.3g} nats" + " a step" * (gap is None)
+        warnings.warn(OPTIMISM_WARNING.format(by), stacklevel=stacklevel + 1)
 
 
 def routine_class(name: str) -> Any:
@@ -417,8 +482,24 @@ def as_number(value: float | Tensor) -> float:
     return value if isinstance(value, int | float) else float(value.item())
 
 
+def settings_as_json(routine: Routine) -> dict[str, Any]:
+    """The settings of a routine, by name."""
+    assert dataclasses.is_dataclass(routine)
+    fields = dataclasses.fields(routine)
+    return {field.name: _plain(getattr(routine, field.name)) for field in fields}
+
+
+def made_of_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they were before `settings_as_json`: JSON has no tuples."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+
+
 def _plain(value: Any) -> Any:
-    return value if isinstance(value, str | int | float | bool | None) else as_number(value)
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    return type(value).__name__ if callable(value) else as_number(value)
 
 
 def _finite(value: float | None) -> float | None:

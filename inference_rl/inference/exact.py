@@ -15,7 +15,8 @@ What is inferred: the policy of the trajectory program p(τ, O), in either of tw
 Departures. (1) A discount: γ^t weighs step t in 4-6; the posterior reads γ as the probability of
 surviving a step, which gives control the same answer. (2) A prior ρ anywhere, where the paper folds
 it into the reward. (3) Infinite horizons: the fixed point, solved by Newton's method with a
-certified error, where the paper has finite ones.
+certified error, where the paper has finite ones; of the linear-Gaussian posterior, the limit of the
+first steps of ever longer episodes.
 
 References: Levine (2018), arXiv:1805.00909. Haarnoja et al. (2017), arXiv:1702.08165. Todorov
 (2009), doi:10.1073/pnas.0710743106. Kappen et al. (2012), doi:10.1007/s10994-012-5278-7.
@@ -35,12 +36,16 @@ if TYPE_CHECKING:
 
     from inference_rl.environment import EnvironmentModel
     from inference_rl.inference import InferenceResult, Progress
+    from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
 
 
 @dataclasses.dataclass(frozen=True)
 class Exact:
     """Exact inference on finite and on linear-Gaussian models.
+
+    The posterior of a linear-Gaussian model needs discount 1, with or without a horizon; without
+    one it has no evidence but the rate at which that grows, `result.evidence.rate`.
 
     In Python the temperature may be a torch scalar, to differentiate by.
 
@@ -97,7 +102,7 @@ class Exact:
         """q and v as tensors to save."""
         return self._backend(result.model).messages(result)
 
-    def read_messages(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    def read_messages(self, tensors: dict[str, Tensor], policy: Policy) -> dict[str, Any]:
         """q and v from what `messages` gave."""
         if "q" in tensors:
             return tensors

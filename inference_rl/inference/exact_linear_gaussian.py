@@ -13,6 +13,7 @@ from inference_rl.environment import EnvironmentModel
 from inference_rl.inference import (
     Evidence,
     EvidenceGap,
+    EvidenceRate,
     InferenceResult,
     ObjectiveParts,
     Progress,
@@ -76,6 +77,13 @@ def _evidence(
             posterior = solve_linear_gaussian(model, settings.temperature, "posterior")
         except ValueError as error:
             return Evidence(reason=str(error))
+    if posterior.rate is not None:
+        rate = EvidenceRate(float(posterior.rate.log_evidence), float(posterior.rate.max_elbo))
+        return Evidence(
+            reason="without a horizon log p(O) has no limit: each step adds "
+            f"{rate.log_evidence:.6g} nats; set horizon=T for that of T steps",
+            rate=rate,
+        )
     assert posterior.gap is not None
     assert posterior.log_evidence is not None
     log_evidence = float(posterior.log_evidence)
@@ -92,7 +100,9 @@ def _evidence(
 
 def _parts(
     model: LinearGaussianModel, temperature: float, solution: LinearGaussianSolution
-) -> ObjectiveParts:
+) -> ObjectiveParts | None:
+    if solution.objective is None or solution.expected_return is None or solution.entropy is None:
+        return None
     discount, horizon = model.discount, model.horizon
     if horizon is None:
         steps = 1 / (1 - discount) if discount < 1 else math.inf

@@ -1,0 +1,371 @@
+"""What learned routines share on top of the loop: checks of settings, networks, the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inference_rl.inference import (
+    Evidence,
+    InferenceResult,
+    ObjectiveParts,
+    Progress,
+    as_number,
+    setup,
+)
+
+if TYPE_CHECKING:
+    import torch
+    import xarray
+    from torch import Tensor, nn
+
+    from inference_rl.environment import EnvironmentModel
+    from inference_rl.learning.collection import Segment
+    from inference_rl.learning.loop import Learner
+    from inference_rl.networks import StateFunction
+    from inference_rl.policies import Policy
+    from inference_rl.priors import ActionPrior
+
+OBJECTIVE_EPISODES = 100
+"""From which the objective of the policy that was learned is estimated."""
+
+NO_EVIDENCE = "a learned routine sees samples only; Exact gives the evidence of a known model"
+
+
+def check_temperature(settings: Any) -> None:
+    """:raises ValueError: its temperature, or what goes with it, is out of range."""
+    temperature, final = settings.temperature, settings.final_temperature
+    targets = [settings.target_entropy, settings.target_divergence]
+    if temperature == "auto":
+        if final is not None:
+            raise ValueError(
+                "final_temperature: expected none with temperature='auto', which finds its own"
+            )
+        if None not in targets:
+            raise ValueError("target_entropy and target_divergence: expected one of them, got both")
+        return
+    for name, value in (("temperature", temperature), ("final_temperature", final)):
+        if value is None:
+            continue
+        if not (isinstance(value, int | float) and 0 <= value < math.inf):
+            raise ValueError(
+                f"{name}: expected a finite number >= 0 in reward units"
+                + (", or 'auto'" if name == "temperature" else "")
+                + f", got {value!r}"
+            )
+    if targets != [None, None]:
+        raise ValueError(
+            "target_entropy and target_divergence go with temperature='auto', got temperature "
+            f"{temperature}"
+        )
+    if final is not None and 0 in (temperature, final):
+        raise ValueError("final_temperature: annealing is geometric, expected both ends above 0")
+
+
+def check_common(settings: Any) -> None:
+    """:raises ValueError: a setting that all learned routines have is out of range."""
+    for name, least in (
+        ("total_steps", 1),
+        ("environments", 1),
+        ("evaluate_every", 1),
+        ("evaluation_episodes", 0),
+        ("save_every", 1),
+    ):
+        value = getattr(settings, name)
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
+    if not all(isinstance(width, int) and width > 0 for width in settings.hidden):
+        raise ValueError(f"hidden: expected positive widths of layers, got {settings.hidden}")
+
+
+def check_ranges(settings: Any, **ranges: tuple[float | None, float | None]) -> None:
+    """:raises ValueError: a setting lies outside its closed range; None is no limit."""
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if not ((low is None or value >= low) and (high is None or value <= high)):
+            limits = f">= {low}" if high is None else f"in [{low}, {high}]"
+            raise ValueError(f"{name}: expected a number {limits}, got {value!r}")
+
+
+def networks(settings: Any, model: EnvironmentModel) -> tuple[Policy, StateFunction]:
+    """A policy and a state value for `model`, as `settings` want them."""
+    import torch
+
+    from inference_rl.networks import (
+        Architecture,
+        ModulePolicy,
+        NetworkPolicy,
+        StateFunction,
+        described,
+    )
+
+    architecture = Architecture(
+        states=described(model.state_space),
+        actions=described(model.action_space),
+        horizon=model.horizon,
+        hidden=tuple(settings.hidden),
+        activation=settings.activation,
+        scaled=settings.scale_observations,
+    )
+    policy = (
+        NetworkPolicy(architecture) if settings.policy is None else ModulePolicy(settings.policy)
+    )
+    value = StateFunction(architecture, 1, 1.0)
+    device = torch.device(settings.device)
+    return policy.to(device), value.to(device)
+
+
+class Tempering:
+    """The temperature of a run: where it is, and how it moves.
+
+    :ivar temperature: reward units.
+    """
+
+    def __init__(self, settings: Any, model: EnvironmentModel, prior: ActionPrior) -> None:
+        from inference_rl.priors import UniformPrior
+        from inference_rl.temperature import Annealed, Fixed, Tuned
+
+        self._how: Fixed | Annealed | Tuned
+        if settings.temperature == "auto":
+            # The model's own prior is uniform unless it says otherwise.
+            own = prior == model.action_prior and not overrides_prior(model)
+            self._how = Tuned(
+                target_divergence=settings.target_divergence,
+                target_entropy=settings.target_entropy,
+                learning_rate=settings.temperature_learning_rate,
+            ).resolved(model.action_space, uniform_prior=own or isinstance(prior, UniformPrior))
+        elif settings.final_temperature is not None:
+            self._how = Annealed(
+                settings.temperature, settings.final_temperature, settings.total_steps
+            )
+        else:
+            self._how = Fixed(settings.temperature)
+        self._state, self._steps = self._how.initial_state(), 0
+
+    @property
+    def temperature(self) -> float:
+        return self._how.temperature(self._state, self._steps)
+
+    def update(self, divergence: Tensor, steps: int) -> None:
+        """After a round of `steps` environment steps, at a mean `divergence` from the prior."""
+        self._steps += steps
+        self._state = self._how.update(self._state, as_number(divergence))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self._steps, **dataclasses.asdict(self._state)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        from inference_rl.temperature import TemperatureState
+
+        self._steps = state["steps"]
+        self._state = TemperatureState(**{k: v for k, v in state.items() if k != "steps"})
+
+
+def overrides_prior(model: EnvironmentModel) -> bool:
+    """Whether the model has an action prior of its own."""
+    from inference_rl.environment import EnvironmentModel
+
+    return type(model).action_prior is not EnvironmentModel.action_prior
+
+
+def value_at(value: StateFunction, state: Tensor, step: Tensor) -> Tensor:
+    """V(s_t), of the batch shape of `step`; any number after the last step of a horizon."""
+    if value.horizon is not None:
+        step = step.clamp(max=value.horizon - 1)
+    return value(state, step).squeeze(-1)
+
+
+def log_prior(prior: ActionPrior, data: Segment) -> Tensor:
+    """log ρ(a_t | s_t), (T, N).
+
+    :raises ValueError: the prior forbids an action that the policy took.
+    """
+    return prior(data.state).log_prob(data.action)
+
+
+def observe(data: Segment, *modules: nn.Module) -> None:
+    """Let the networks that scale their observations see these."""
+    from inference_rl.networks import ObservationScaling
+
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, ObservationScaling):
+                part.update(data.state[data.valid])
+
+
+def normalised(advantage: Tensor, valid: Tensor) -> Tensor:
+    """To zero mean and unit variance over the valid steps."""
+    taken = advantage[valid]
+    return (advantage - taken.mean()) / (taken.std(correction=0) + 1e-8)
+
+
+def descend(optimiser: torch.optim.Optimizer, loss: Tensor, max_norm: float) -> Tensor:
+    """A step down the gradient of `loss`; the gradient's norm before it was clipped."""
+    import torch
+
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    norm: Tensor = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    optimiser.step()
+    return norm
+
+
+def run(
+    settings: Any,
+    make_learner: Callable[[Any, EnvironmentModel, ActionPrior], Learner],
+    model: EnvironmentModel,
+    *,
+    prior: ActionPrior | None,
+    seed: int,
+    progress: Progress | None,
+    directory: Path | None,
+) -> InferenceResult:
+    """Learn a policy for `model`, and say what is known about it.
+
+    :param directory: where to save checkpoints, and to resume from where there are any.
+    """
+    import torch
+
+    from inference_rl.learning.collection import Collector
+    from inference_rl.learning.loop import Schedule, learn
+    from inference_rl.randomness import derived
+    from inference_rl.simulate import environments
+
+    started = time.perf_counter()
+    if directory is not None:
+        setup.write(directory, settings, model, prior, seed)
+    rho = prior if prior is not None else model.action_prior
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived(seed, "network"))
+        learner = make_learner(settings, model, rho)
+    schedule = Schedule(
+        settings.total_steps,
+        settings.evaluate_every,
+        settings.evaluation_episodes,
+        settings.save_every,
+    )
+    batch = environments(model, settings.environments)
+    try:
+        metrics = learn(
+            model,
+            learner,
+            Collector(batch, seed),
+            schedule,
+            seed=seed,
+            run=directory,
+            progress=progress,
+        )
+    finally:
+        batch.close()
+    learner.policy.requires_grad_(False)
+    parts = estimated_parts(model, learner.policy, rho, derived(seed, "objective"))
+    temperature = learner.tempering.temperature
+    return InferenceResult(
+        source=model,
+        routine=settings,
+        policy=learner.policy,
+        q=None,
+        v=getattr(learner, "value", None),
+        objective=torch.tensor(
+            parts.expected_return - temperature * parts.divergence, dtype=torch.float64
+        ),
+        parts_source=lambda: parts,
+        evidence_source=lambda: Evidence(reason=NO_EVIDENCE),
+        final_temperature=temperature,
+        iterations=metrics[-1]["steps"] if metrics else 0,
+        seconds=time.perf_counter() - started,
+        seed=seed,
+        metrics=metrics,
+    )
+
+
+def messages(result: InferenceResult) -> dict[str, Tensor]:
+    """The parameters of the messages, by name."""
+    return {
+        f"{name}.{key}": value
+        for name in ("q", "v")
+        if (module := getattr(result, name)) is not None
+        for key, value in module.state_dict().items()
+    }
+
+
+def read_messages(tensors: dict[str, Tensor], policy: Policy) -> dict[str, Any]:
+    """v from what `messages` gave; a network of the policy's own architecture."""
+    from inference_rl.networks import NetworkPolicy, StateFunction
+
+    parameters = {key[2:]: value for key, value in tensors.items() if key.startswith("v.")}
+    if not parameters or not isinstance(policy, NetworkPolicy):
+        return {"q": None, "v": None}
+    value = StateFunction(policy.architecture, 1, 1.0)
+    value.load_state_dict(parameters)
+    return {"q": None, "v": value.requires_grad_(False)}
+
+
+def sample(
+    result: InferenceResult, draws: int, *, horizon: int | None, seed: int
+) -> xarray.DataTree:
+    """Trajectories of the policy that was learned, as `InferenceResult.sample` says."""
+    from inference_rl.inference.sampling import effective_horizon, trajectories_tree
+    from inference_rl.learning.collection import Collector
+    from inference_rl.randomness import derived
+    from inference_rl.simulate import environments
+
+    steps = effective_horizon(result.model, draws, horizon)
+    batch = environments(result.model, draws, steps)
+    try:
+        data = Collector(batch, derived(seed, "sampling")).collect_episodes(result.policy)
+    finally:
+        batch.close()
+    columns = {
+        "state": _with_last_state(data).transpose(0, 1),
+        "action": data.action.transpose(0, 1),
+        "reward": data.reward.transpose(0, 1),
+        "alive": data.valid.transpose(0, 1),
+    }
+    return trajectories_tree(columns, {"seed": seed, **result.summary()})
+
+
+def _with_last_state(data: Segment) -> Tensor:
+    """(T + 1, N, ...): where every episode was, and where it stood still once it had ended."""
+    import torch
+
+    states = [data.state[0]]
+    for valid, following in zip(data.valid, data.next_state, strict=True):
+        mask = valid.reshape(valid.shape + (1,) * (following.dim() - 1))
+        states.append(torch.where(mask, following, states[-1]))
+    return torch.stack(states)
+
+
+def estimated_parts(
+    model: EnvironmentModel, policy: Policy, prior: ActionPrior, seed: int
+) -> ObjectiveParts:
+    """Return, entropy, divergence and steps of `policy`, means over `OBJECTIVE_EPISODES`."""
+    import torch
+
+    from inference_rl.learning.collection import Collector
+    from inference_rl.simulate import environments
+
+    batch = environments(model, OBJECTIVE_EPISODES)
+    try:
+        data = Collector(batch, seed).collect_episodes(policy)
+    finally:
+        batch.close()
+    with torch.no_grad():
+        log_prob = policy(data.state, data.step).log_prob(data.action).double()
+        divergence = log_prob - log_prior(prior, data)
+    weight = model.discount**data.step * data.valid / OBJECTIVE_EPISODES
+
+    def mean(rate: Tensor) -> float:
+        return as_number((weight * torch.where(data.valid, rate, 0.0)).sum())
+
+    return ObjectiveParts(
+        expected_return=mean(data.reward),
+        entropy=mean(-log_prob),
+        divergence=mean(divergence),
+        steps=mean(torch.ones_like(data.reward)),
+    )

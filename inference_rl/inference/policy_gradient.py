@@ -1,0 +1,288 @@
+"""Maximum-entropy policy gradient: the whole trajectory's evidence lower bound, by its score.
+
+Inferred: a policy π, as guide q(τ) of the trajectory program; the target is control, so that the
+guide keeps the environment's own dynamics.
+
+1. log p(O) ≥ ELBO(π) = E_q[log p(τ, O) − log q(τ)]; the dynamics are in both and cancel (Levine
+   2018, arXiv:1805.00909, §3.2).
+2. temperature · ELBO = J(π) = E_q Σ_t γ^t [r_t − α ℓ_t], ℓ_t = log π(a_t|s_t) − log ρ(a_t|s_t).
+3. ∇ E_q f = E_q[f ∇ log q] + E_q[∇ f] (Williams 1992); ∇ f is a score itself, of mean zero.
+4. What came before a_t does not depend on it: ∇ J = E_q Σ_t γ^t ∇ log π(a_t|s_t) G_t, where
+   G_t = Σ_{k≥t} γ^{k−t} [r_k − α ℓ_k], reward to go (Sutton et al. 2000).
+5. Any b(s_t) may be subtracted from G_t: the learned soft value V, which is the message.
+6. Where the segment ends before the episode does, V(s) stands for the rest, as `message=` does in
+   the program; λ < 1 lets it stand in earlier (Schulman et al. 2016, arXiv:1506.02438, eq. 16).
+7. Pathwise, where model and guide can be reparameterised: ∇ J = E ∇ Σ_t γ^t [r_t − α ℓ_t] through
+   the sampled states (`estimator="pathwise"`).
+
+`estimator="entropy-bonus"` is the textbook's ∇ log π(a_t|s_t) R_t + α ∇ H(π(·|s_t)), R_t the return
+of rewards alone. It is another gradient, not of J: it pays for entropy now, and not for getting to
+states where entropy can be had.
+
+Departures:
+1. With λ < 1, or `normalise_advantages`, the gradient is biased, or rescaled, for lower variance.
+2. Gradients are clipped to `max_gradient_norm`, and taken by Adam.
+3. `weigh_by_discount=False` drops γ^t from 4, as most implementations do: it improves the policy
+   where it is in the long run, and is the gradient of no function (Nota and Thomas 2020,
+   arXiv:1906.07073).
+
+Williams (1992), Machine Learning 8, 229-256. Sutton, McAllester, Singh and Mansour (2000), NIPS 12.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from inference_rl.inference import learned
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from inference_rl.environment import EnvironmentModel
+    from inference_rl.inference import InferenceResult, Progress
+    from inference_rl.learning.collection import Collector, Segment
+    from inference_rl.policies import Policy
+    from inference_rl.priors import ActionPrior
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyGradient:
+    """Maximum-entropy policy gradient: REINFORCE and actor-critic on the evidence lower bound.
+
+    :raises ValueError: (when made) a setting out of its range.
+    """
+
+    temperature: float | Literal["auto"] = 0.01
+    """>= 0, reward units; "auto" tunes it to a target."""
+    final_temperature: float | None = None
+    """Annealed to this, geometrically, over the run; None keeps it."""
+    target_entropy: float | None = None
+    """Nats per step, with temperature "auto"; None chooses, and says which."""
+    target_divergence: float | None = None
+    """KL(π ‖ ρ), nats per step, with temperature "auto"; in place of target_entropy."""
+    temperature_learning_rate: float = 0.02
+    """Of the logarithm of a tuned temperature (Adam)."""
+    estimator: Literal["score", "pathwise", "entropy-bonus"] = "score"
+    """score: likelihood ratios. pathwise: through the program. entropy-bonus: the textbook's."""
+    total_steps: int = 200_000
+    """Environment steps."""
+    environments: int = 8
+    """Side by side."""
+    steps_per_round: int = 32
+    """Of each environment, between updates; 0 for one whole episode each."""
+    baseline: Literal["learned", "none"] = "learned"
+    """What is subtracted from the return: the soft value, or nothing."""
+    trace_decay: float = 0.95
+    """λ of generalised advantage estimation, in [0, 1]; 1 is the plain return."""
+    normalise_advantages: bool = True
+    """Scale the advantages of a round to unit variance around zero."""
+    weigh_by_discount: bool = False
+    """Weigh step t by γ^t, which makes the gradient that of J."""
+    learning_rate: float = 1e-3
+    """Of the policy (Adam)."""
+    value_learning_rate: float = 1e-3
+    """Of the baseline (Adam)."""
+    max_gradient_norm: float = 0.5
+    """Longer gradients are shortened to this."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers; discrete states have a table instead."""
+    activation: Literal["tanh", "relu", "silu"] = "tanh"
+    """Between layers."""
+    scale_observations: bool = False
+    """To zero mean and unit variance, as seen so far; saved with the policy."""
+    evaluate_every: int = 20_000
+    """Environment steps between evaluations."""
+    evaluation_episodes: int = 10
+    """Of each, with drawn and with most likely actions."""
+    save_every: int = 50_000
+    """Environment steps between checkpoints."""
+    device: str = "cpu"
+    """Of the networks: cpu, cuda, mps."""
+    policy: Any = None
+    """An nn.Module, `state -> distribution`, in place of the built-in networks (Python only)."""
+
+    name: ClassVar[str] = "policy-gradient"
+
+    def __post_init__(self) -> None:
+        learned.check_temperature(self)
+        learned.check_common(self)
+        learned.check_ranges(
+            self,
+            trace_decay=(0, 1),
+            steps_per_round=(0, None),
+            learning_rate=(0, None),
+            value_learning_rate=(0, None),
+            temperature_learning_rate=(0, None),
+            max_gradient_norm=(0, None),
+        )
+        if self.estimator == "pathwise" and self.steps_per_round == 0:
+            raise ValueError(
+                "steps_per_round: the pathwise estimator goes a fixed number of steps through the "
+                "program, expected at least 1, got 0"
+            )
+        if self.baseline == "none" and self.steps_per_round and self.estimator != "pathwise":
+            raise ValueError(
+                "baseline: without one nothing stands for what follows a segment; set "
+                "steps_per_round=0 for whole episodes, or baseline='learned'"
+            )
+
+    def run(
+        self,
+        model: EnvironmentModel,
+        *,
+        prior: ActionPrior | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+        directory: Path | None = None,
+    ) -> InferenceResult:
+        return learned.run(
+            self, _Learner, model, prior=prior, seed=seed, progress=progress, directory=directory
+        )
+
+    def sample(self, result: InferenceResult, draws: int, *, horizon: int | None, seed: int) -> Any:
+        return learned.sample(result, draws, horizon=horizon, seed=seed)
+
+    def messages(self, result: InferenceResult) -> dict[str, Tensor]:
+        """The parameters of v."""
+        return learned.messages(result)
+
+    def read_messages(self, tensors: dict[str, Tensor], policy: Policy) -> dict[str, Any]:
+        """q, which there is none of, and v from what `messages` gave."""
+        return learned.read_messages(tensors, policy)
+
+
+def advantages(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    ended: Tensor,
+    *,
+    discount: float,
+    trace_decay: float,
+) -> Tensor:
+    """Generalised advantages of soft rewards r − α ℓ, all (T, N); reward units.
+
+    A_t = δ_t + γλ A_{t+1} within an episode, δ_t = r_t + γ V(s_{t+1}) − V(s_t); V counts for
+    nothing once the episode has terminated, and for the rest where it was cut. Schulman et al.
+    (2016), arXiv:1506.02438, eq. 16.
+    """
+    change = reward + discount * next_value * ~terminated - value
+    carried = discount * trace_decay * ~ended
+    advantage = change.clone()
+    for t in range(len(change) - 2, -1, -1):
+        advantage[t] += carried[t] * advantage[t + 1]
+    return advantage
+
+
+def score_loss(log_prob: Tensor, advantage: Tensor, weight: Tensor) -> Tensor:
+    """−Σ weight · log π(a|s) · A, whose gradient is that of −J (equation 4)."""
+    return -(weight * log_prob * advantage.detach()).sum()
+
+
+def entropy_bonus_loss(
+    log_prob: Tensor, entropy: Tensor, advantage: Tensor, weight: Tensor, temperature: float
+) -> Tensor:
+    """−Σ weight · [log π(a|s) · A + α H(π(·|s))], A of rewards alone."""
+    return -(weight * (log_prob * advantage.detach() + temperature * entropy)).sum()
+
+
+def value_loss(value: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """½ Σ weight · (V(s) − target)²."""
+    return 0.5 * (weight * (value - target.detach()).square()).sum()
+
+
+class _Learner:
+    """The state of a run: policy, soft value, their optimiser and the temperature."""
+
+    def __init__(
+        self, settings: PolicyGradient, model: EnvironmentModel, prior: ActionPrior
+    ) -> None:
+        import torch
+
+        self.settings, self.model, self.prior = settings, model, prior
+        self.policy, self.value = learned.networks(settings, model)
+        self.tempering = learned.Tempering(settings, model, prior)
+        self.optimiser = torch.optim.Adam(
+            [
+                {"params": list(self.policy.parameters()), "lr": settings.learning_rate},
+                {"params": list(self.value.parameters()), "lr": settings.value_learning_rate},
+            ]
+        )
+
+    def collect(self, collector: Collector) -> Segment:
+        if self.settings.steps_per_round == 0:
+            return collector.collect_episodes(self.policy)
+        return collector.collect(self.policy, self.settings.steps_per_round)
+
+    def update(self, data: Segment) -> dict[str, Tensor | float]:
+        settings, temperature = self.settings, self.tempering.temperature
+        learned.observe(data, self.policy, self.value)
+        distribution = self.policy(data.state, data.step)
+        log_prob = distribution.log_prob(data.action)
+        divergence = log_prob.detach() - learned.log_prior(self.prior, data)
+        value = learned.value_at(self.value, data.state, data.step)
+        target, advantage = self._credit(data, divergence, value.detach(), temperature)
+        weight = data.valid.to(log_prob.dtype) / data.valid.sum()
+        if settings.weigh_by_discount:
+            weight = weight * self.model.discount**data.step
+        scaled = advantage
+        if settings.normalise_advantages:
+            scaled = learned.normalised(advantage, data.valid)
+        if settings.estimator == "entropy-bonus":
+            loss = entropy_bonus_loss(log_prob, distribution.entropy(), scaled, weight, temperature)
+        else:
+            loss = score_loss(log_prob, scaled, weight)
+        if settings.baseline == "learned":
+            loss = loss + value_loss(value, target, data.valid / data.valid.sum())
+        norm = learned.descend(self.optimiser, loss, settings.max_gradient_norm)
+        mean_divergence = (divergence * data.valid).sum() / data.valid.sum()
+        entropy = -(log_prob.detach() * data.valid).sum() / data.valid.sum()
+        self.tempering.update(mean_divergence, data.steps)
+        return {
+            "loss": loss.detach(),
+            "gradient_norm": norm,
+            "entropy": entropy,
+            "divergence": mean_divergence,
+            "temperature": temperature,
+        }
+
+    def _credit(
+        self, data: Segment, divergence: Tensor, value: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """What the value should have been, and how much better it went than that; (T, N)."""
+        settings, reward = self.settings, data.reward.to(value.dtype)
+        if settings.estimator == "score":
+            reward = reward - temperature * divergence
+        if settings.baseline == "none":
+            value = next_value = value.new_zeros(value.shape)
+            trace_decay = 1.0
+        else:
+            next_value = learned.value_at(self.value, data.next_state, data.step + 1).detach()
+            trace_decay = settings.trace_decay
+        advantage = advantages(
+            reward,
+            value,
+            next_value,
+            data.terminated,
+            data.ended,
+            discount=self.model.discount,
+            trace_decay=trace_decay,
+        )
+        return advantage + value, advantage
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.state_dict(),
+            "value": self.value.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "temperature": self.tempering.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.value.load_state_dict(state["value"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.tempering.load_state_dict(state["temperature"])

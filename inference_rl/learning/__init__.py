@@ -1,0 +1,1 @@
+"""What learned routines share: collection, the loop, checkpoints."""

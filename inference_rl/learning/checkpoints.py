@@ -1,0 +1,99 @@
+"""Checkpoints: the whole state of a run, saved so that nothing can harm the last good one.
+
+A checkpoint is a directory under RUN/checkpoints, named by the steps taken. It is committed by its
+manifest, which is written last and holds the SHA-256 of the tensors; one without is no checkpoint.
+The last two are kept. Reading one runs no code: tensors are safetensors, all else is JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from inference_rl import runs
+
+KEPT = 2
+
+
+def save(run: Path, steps: int, state: Any) -> None:
+    """Write `state`, a tree of dicts, lists, tensors and JSON values, as of `steps`.
+
+    :raises OSError: it cannot be written; earlier checkpoints are as they were.
+    """
+    tree, tensors = pack(state)
+    directory = run / "checkpoints" / f"{steps:012d}"
+    if (directory / runs.MANIFEST).exists():
+        return
+    runs.write(directory, {"steps": steps, "state": tree}, {"state": tensors})
+    runs.flush(directory.parent)
+    kept = _committed(run)[-KEPT:]
+    for other in (run / "checkpoints").iterdir():
+        if other not in kept:
+            # Its manifest first: half a checkpoint must not look like one.
+            with contextlib.suppress(OSError):
+                (other / runs.MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(other)
+
+
+def load(run: Path) -> tuple[int, Any]:
+    """Steps and state of the newest checkpoint that is whole.
+
+    :warns UserWarning: a newer one is damaged.
+    :raises FileNotFoundError: there is none. :raises ValueError: all are damaged.
+    """
+    found = _committed(run)
+    for directory in reversed(found):
+        try:
+            manifest = runs.read_manifest(directory)
+            tensors = runs.read_tensors(directory, "state")
+            return manifest["steps"], unpack(manifest["state"], tensors)
+        except (ValueError, KeyError) as error:
+            warnings.warn(f"{directory} is skipped: {error}", stacklevel=2)
+    if found:
+        raise ValueError(f"{run}: every checkpoint in it is damaged; infer again, into a new run")
+    raise FileNotFoundError(f"{run}: no checkpoint to resume from; infer again, into a new run")
+
+
+def exist(run: Path) -> bool:
+    """Whether there is anything to resume from."""
+    return bool(_committed(run))
+
+
+def _committed(run: Path) -> list[Path]:
+    return sorted(path.parent for path in (run / "checkpoints").glob(f"*/{runs.MANIFEST}"))
+
+
+def pack(tree: Any) -> tuple[Any, dict[str, Tensor]]:
+    """`tree` as JSON that names its tensors, and the tensors."""
+    tensors: dict[str, Tensor] = {}
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, Tensor):
+            name = str(len(tensors))
+            tensors[name] = node.detach().cpu().contiguous().clone()
+            return {"tensor": name}
+        if isinstance(node, dict):  # keys may be numbers, as in the state of an optimiser
+            return {"dict": [[key, walk(value)] for key, value in node.items()]}
+        if isinstance(node, list | tuple):
+            return [walk(value) for value in node]
+        if node is None or isinstance(node, bool | int | float | str):
+            return node
+        raise TypeError(f"checkpoint: expected a tensor or a JSON value, got {node!r}")
+
+    return walk(tree), tensors
+
+
+def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `pack` was given; tuples come back as lists."""
+    if isinstance(tree, list):
+        return [unpack(node, tensors) for node in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if "tensor" in tree:
+        return tensors[tree["tensor"]]
+    return {key: unpack(node, tensors) for key, node in tree["dict"]}

@@ -1,0 +1,240 @@
+"""Collection: what a policy does in a batch of environments, step by step or in whole episodes.
+
+Sampling is a pure function of the policy and of the number of the episode: slot i of n plays
+episodes i, i + n, i + 2n, ..., each from a seed of its own, and every action is drawn from noise
+that depends on that seed and on the step alone. So it does not matter who collects, and a run that
+is resumed goes on as if it had never stopped: the environments are put back where they were by
+replaying the actions of their current episodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference_rl.blocks import in_blocks
+from inference_rl.policies import Policy
+from inference_rl.randomness import ACTIONS, derived, draw, episode_seeds
+from inference_rl.simulate import Environments
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """What N slots went through in T steps; time first.
+
+    :ivar state, next_state: (T, N, ...); `next_state` is what the action led to, never the start of
+        the next episode. :ivar action: (T, N, ...). :ivar reward: (T, N), float64.
+    :ivar terminated, truncated: (T, N) booleans. :ivar step: (T, N), t within the episode.
+    :ivar valid: (T, N) booleans; False where a slot had nothing left to do.
+    """
+
+    state: Tensor
+    action: Tensor
+    reward: Tensor
+    next_state: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    step: Tensor
+    valid: Tensor
+
+    @property
+    def ended(self) -> Tensor:
+        """(T, N): whether what follows in time is another episode."""
+        return self.terminated | self.truncated
+
+    @property
+    def steps(self) -> int:
+        """Steps taken."""
+        return int(self.valid.sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """A finished episode: its number, the sum of its rewards, and its length."""
+
+    number: int
+    total: float
+    length: int
+
+
+class Collector:
+    """A batch of environments at work.
+
+    :param environments: its slots are this collector's alone.
+    :param seed: of the run.
+    :ivar finished: episodes that ended since this was last emptied, in the order of their ends.
+    """
+
+    def __init__(self, environments: Environments, seed: int) -> None:
+        self.environments, size = environments, environments.size
+        self._environment_seed = derived(seed, "environment")
+        self._policy_seed = derived(seed, "policy")
+        self._episode = np.arange(size)
+        self._seeds = episode_seeds(self._policy_seed, self._episode)
+        self._step = np.zeros(size, dtype=np.int64)
+        self._total = np.zeros(size)
+        self._actions: list[list[Tensor]] = [[] for _ in range(size)]
+        self._state: Tensor | None = None
+        self.finished: list[Episode] = []
+        self._mark()
+
+    def collect(self, policy: Policy, steps: int) -> Segment:
+        """`steps` steps in every slot, whose episodes follow one another."""
+        every = np.arange(self.environments.size)
+        self._mark()
+        if self._state is None:
+            self._state = self._begin(every)
+        rows = []
+        for _ in range(steps):
+            row = self._advance(policy, every)
+            rows.append(row)
+            over = np.flatnonzero((row["terminated"] | row["truncated"]).numpy())
+            self._state = row["next_state"]
+            if over.size:
+                self._finish(over)
+                self._state = self._state.clone()
+                self._state[torch.from_numpy(over)] = self._begin(over)
+        return _stacked(rows)
+
+    def collect_episodes(self, policy: Policy) -> Segment:
+        """One whole episode in every slot; T is the length of the longest.
+
+        :raises RuntimeError: some slot is in the middle of an episode.
+        """
+        every = np.arange(self.environments.size)
+        if self._step.any():
+            raise RuntimeError("whole episodes start together: expected every slot at its start")
+        self._mark()
+        self._state = self._begin(every)
+        rows, slots = [], every
+        while slots.size:
+            row = self._advance(policy, slots)
+            over = (row["terminated"] | row["truncated"]).numpy()
+            here = torch.from_numpy(slots)
+            self._state = self._state.clone()  # the old one is part of what was collected
+            self._state[here] = row["next_state"]
+            rows.append({name: _spread(value, here, every.size) for name, value in row.items()})
+            self._finish(slots[over])
+            slots = slots[~over]
+        self._state = None
+        return _stacked(rows)
+
+    def _begin(self, slots: np.ndarray) -> Tensor:
+        self._seeds[slots] = episode_seeds(self._policy_seed, self._episode[slots])
+        seeds = episode_seeds(self._environment_seed, self._episode[slots])
+        return self.environments.reset(slots, seeds)
+
+    def _advance(self, policy: Policy, slots: np.ndarray) -> dict[str, Tensor]:
+        assert self._state is not None
+        state = self._state[slots]
+        steps = self._step[slots]
+        seeds = self._seeds[slots]
+
+        def drawn(rows: Tensor) -> tuple[Tensor, ...]:
+            at = rows.numpy()
+            distribution = policy(state[rows], torch.from_numpy(steps[at]))
+            return (draw(distribution, seeds[at], steps[at], ACTIONS),)
+
+        with torch.no_grad():
+            (action,) = in_blocks(slots.size, drawn)
+        outcome = self.environments.step(slots, action)
+        for i, slot in enumerate(slots):
+            self._actions[slot].append(action[i])
+        self._step[slots] += 1
+        self._total[slots] += outcome.reward.numpy()
+        return {
+            "state": state,
+            "action": action,
+            "reward": outcome.reward,
+            "next_state": outcome.next_state,
+            "terminated": outcome.terminated,
+            "truncated": outcome.truncated,
+            "step": torch.from_numpy(steps),
+            "valid": torch.ones(slots.size, dtype=torch.bool),
+        }
+
+    def _finish(self, slots: np.ndarray) -> None:
+        for slot in slots:
+            self.finished.append(
+                Episode(int(self._episode[slot]), float(self._total[slot]), int(self._step[slot]))
+            )
+            self._actions[slot] = []
+        self._episode[slots] += self.environments.size
+        self._step[slots] = 0
+        self._total[slots] = 0.0
+
+    def _mark(self) -> None:
+        """Remember where every slot is, should what is collected from here on be lost."""
+        self._marked: dict[str, Any] = {
+            "episode": self._episode.copy(),
+            "step": self._step.copy(),
+            "total": self._total.copy(),
+            "actions": list(self._actions),
+            "finished": len(self.finished),
+            "running": self._state is not None,
+        }
+
+    def state_dict(self, *, before: bool = False) -> dict[str, Any]:
+        """Where every slot is: its episode, and the actions taken in it.
+
+        :param before: as it was before the last collection, which failed.
+        """
+        if not before:
+            self._mark()
+        at = self._marked
+        taken = [history[:t] for history, t in zip(at["actions"], at["step"], strict=True)]
+        return {
+            "episode": torch.from_numpy(at["episode"]),
+            "total": torch.from_numpy(at["total"]),
+            "actions": [torch.stack(actions) if actions else None for actions in taken],
+            "finished": [dataclasses.astuple(e) for e in self.finished[: at["finished"]]],
+            "running": at["running"],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where `state_dict` was taken, by replaying the episodes that were going on.
+
+        :raises RuntimeError: an environment does not do again what it did.
+        """
+        self._episode[:] = state["episode"].numpy()
+        self._actions = [[] if taken is None else list(taken) for taken in state["actions"]]
+        self.finished = [Episode(*episode) for episode in state["finished"]]
+        self._step[:] = [len(taken) for taken in self._actions]
+        if not state["running"]:
+            self._state = None
+            return
+        every = np.arange(self.environments.size)
+        self._state = self._begin(every)
+        total = np.zeros(every.size)
+        for t in range(int(self._step.max(initial=0))):
+            slots = np.flatnonzero(self._step > t)
+            action = torch.stack([self._actions[slot][t] for slot in slots])
+            outcome = self.environments.step(slots, action)
+            if bool((outcome.terminated | outcome.truncated).any()):
+                raise RuntimeError(self._strayed(slots[0]))
+            self._state[torch.from_numpy(slots)] = outcome.next_state
+            total[slots] += outcome.reward.numpy()
+        self._total[:] = state["total"].numpy()
+        if not np.array_equal(total, self._total):
+            raise RuntimeError(self._strayed(int(np.flatnonzero(total != self._total)[0])))
+
+    def _strayed(self, slot: int) -> str:
+        return (
+            f"resume: episode {self._episode[slot]}, replayed from its seed, went another way than "
+            "it did before; the environment does not depend on its seed and actions alone, and a "
+            "run on it cannot be resumed exactly"
+        )
+
+
+def _spread(value: Tensor, slots: Tensor, size: int) -> Tensor:
+    whole = value.new_zeros((size, *value.shape[1:]))
+    whole[slots] = value
+    return whole
+
+
+def _stacked(rows: list[dict[str, Tensor]]) -> Segment:
+    return Segment(**{name: torch.stack([row[name] for row in rows]) for name in rows[0]})

@@ -1,0 +1,221 @@
+"""The loop that all learned routines share: collect, update, evaluate, log, save.
+
+A round is one collection and the update that follows it. Everything is saved between rounds, so
+that a run which is killed and resumed ends with the same bytes as one that is not: randomness is
+counted, not drawn from a state, and what is timed is kept apart from what is learned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from inference_rl import runs
+from inference_rl.environment import EnvironmentModel
+from inference_rl.evaluation import evaluate
+from inference_rl.learning import checkpoints
+from inference_rl.learning.collection import Collector
+from inference_rl.policies import Policy
+from inference_rl.randomness import derived
+
+METRICS = "metrics.jsonl"
+
+SAVE_SECONDS = 180.0
+"""A run saves at least this often."""
+
+SAY_SECONDS = 0.2
+
+
+class Learner(Protocol):
+    """What a routine brings to the loop."""
+
+    policy: Policy
+    tempering: Any
+    """Its `temperature` is where the temperature is, reward units."""
+
+    def collect(self, collector: Collector) -> Any:
+        """The data of a round."""
+
+    def update(self, data: Any) -> dict[str, Any]:
+        """Learn from it; numbers to log, `entropy` and `temperature` among them."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next round depends on: tensors and JSON values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where `state_dict` was taken."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long, and how often what; environment steps."""
+
+    total_steps: int
+    evaluate_every: int
+    evaluation_episodes: int
+    save_every: int
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop, and was saved."""
+
+
+def learn(
+    model: EnvironmentModel,
+    learner: Learner,
+    collector: Collector,
+    schedule: Schedule,
+    *,
+    seed: int,
+    run: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Run rounds until `total_steps` have been taken, from the last checkpoint in `run` on.
+
+    :param run: where to save; nothing is saved without.
+    :returns: the metrics, one dict an evaluation.
+    :raises Interrupted: SIGINT or SIGTERM came; the run was saved first.
+    """
+    steps, metrics = 0, []
+    if run is not None and (run / "checkpoints").exists():
+        steps, state = checkpoints.load(run)
+        learner.load_state_dict(state["learner"])
+        collector.load_state_dict(state["collector"])
+        metrics = state["metrics"]
+    if run is not None:
+        # What was logged after the checkpoint will be logged again.
+        lines = "".join(json.dumps(row) + "\n" for row in metrics)
+        runs.write_durably(run / METRICS, lines.encode())
+
+    def save(before: bool = False) -> None:
+        if run is not None:
+            state = {
+                "learner": learner.state_dict(),
+                "collector": collector.state_dict(before=before),
+                "metrics": metrics,
+            }
+            checkpoints.save(run, steps, state)
+
+    started, begun, told = time.monotonic(), steps, 0.0
+    saved_at = time.monotonic()
+    latest: dict[str, float] = {}
+    with _signals(run is not None) as asked_to_stop:
+        while steps < schedule.total_steps:
+            try:
+                data = learner.collect(collector)
+            except Exception:
+                save(before=True)
+                raise
+            latest = _finite(learner.update(data), steps)
+            before, steps = steps, steps + data.steps
+            if _passed(before, steps, schedule.evaluate_every) or steps >= schedule.total_steps:
+                row = {"steps": steps, **latest, **_training(collector)}
+                row |= _evaluations(model, learner.policy, schedule.evaluation_episodes, seed)
+                metrics.append(row)
+                if run is not None:
+                    with open(run / METRICS, "a") as file:
+                        file.write(json.dumps(row, allow_nan=False) + "\n")
+            late = time.monotonic() - saved_at > SAVE_SECONDS
+            if _passed(before, steps, schedule.save_every) or late or asked_to_stop():
+                save()
+                saved_at = time.monotonic()
+            if asked_to_stop():
+                raise Interrupted(f"stopped at {steps:,} of {schedule.total_steps:,} steps")
+            now = time.monotonic()
+            if progress is not None and now - told > SAY_SECONDS:
+                told = now
+                rate = (steps - begun) / (now - started)
+                progress(_words(steps, schedule.total_steps, rate, latest, metrics))
+        save()
+    return metrics
+
+
+def _finite(numbers: dict[str, Any], steps: int) -> dict[str, float]:
+    """:raises FloatingPointError: one of them is not finite."""
+    found = {name: float(value) for name, value in numbers.items()}
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{name}: expected a finite number in the update after step {steps:,}, got "
+                f"{value}; the run stops at its last checkpoint: lower the learning rate, or look "
+                "for a prior that forbids what the policy does"
+            )
+    return found
+
+
+def _passed(before: int, after: int, every: int) -> bool:
+    return before // every < after // every
+
+
+def _training(collector: Collector) -> dict[str, float]:
+    """Of the episodes that ended since the last time."""
+    ended, collector.finished = collector.finished, []
+    if not ended:
+        return {"episodes": 0}
+    return {
+        "episodes": len(ended),
+        "training_return": math.fsum(e.total for e in ended) / len(ended),
+        "training_length": sum(e.length for e in ended) / len(ended),
+    }
+
+
+def _evaluations(
+    model: EnvironmentModel, policy: Policy, episodes: int, seed: int
+) -> dict[str, Any]:
+    if not episodes:
+        return {}
+    return {
+        name: evaluate(
+            model,
+            policy,
+            episodes=episodes,
+            seed=derived(seed, "evaluation"),
+            deterministic=deterministic,
+        ).summary()
+        for name, deterministic in (("stochastic", False), ("deterministic", True))
+    }
+
+
+def _words(
+    steps: int, total: int, rate: float, latest: dict[str, float], metrics: list[dict[str, Any]]
+) -> str:
+    """A line of progress: how far, how well, how fast."""
+    filled = round(20 * steps / total)
+    left = (total - steps) / rate if rate > 0 else math.inf
+    parts = [f"{'━' * filled}{'╌' * (20 - filled)} {steps:,} of {total:,} steps"]
+    if metrics and "stochastic" in metrics[-1]:
+        parts.append(f"return {metrics[-1]['stochastic']['mean_return']:.4g}")
+    parts += [f"{name} {latest[name]:.3g}" for name in ("entropy", "temperature") if name in latest]
+    parts.append(f"{rate:,.0f} steps/s")
+    if left < math.inf:
+        parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
+    return " · ".join(parts)
+
+
+@contextlib.contextmanager
+def _signals(wanted: bool) -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM came; the first waits for the round's end, a second does not."""
+    asked: list[int] = []
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,251 @@
+"""Networks: the policies and state values that learned routines fit.
+
+Discrete states index a table, one row for each state (and step, under a horizon), which is exact
+and needs no network; boxes go through a multilayer perceptron.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from itertools import pairwise
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from inference_rl.distributions import as_discrete
+from inference_rl.policies import Policy
+from inference_rl.truncated_normal import TruncatedNormal
+
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
+
+NARROWEST = 1e-3
+"""Least width of a continuous policy, in units of the action box [-1, 1]."""
+
+CLIPPED = 10.0
+"""Scaled observations further out than so many standard deviations are moved there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What a network is made of; JSON.
+
+    :ivar states, actions: spaces, as `described`.
+    :ivar horizon: steps of an episode, if what is best depends on the step.
+    :ivar hidden: widths of the hidden layers. :ivar activation: tanh, relu or silu.
+    :ivar scaled: whether observations are scaled to zero mean and unit variance, as seen so far.
+    """
+
+    states: dict[str, Any]
+    actions: dict[str, Any]
+    horizon: int | None = None
+    hidden: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+    scaled: bool = False
+
+
+def described(space: Space[Any]) -> dict[str, Any]:
+    """A space as JSON: what of it a network must know.
+
+    :raises TypeError: no network is made for such spaces.
+    """
+    if isinstance(space, Discrete):
+        return {"kind": "discrete", "size": int(space.n)}
+    if isinstance(space, MultiDiscrete):
+        if space.nvec.ndim != 1:
+            raise TypeError(f"expected a MultiDiscrete space of one dimension, got {space}")
+        return {"kind": "multi-discrete", "sizes": [int(n) for n in space.nvec]}
+    if isinstance(space, Box):
+        bounded = bool(space.is_bounded())
+        return {"kind": "box", "dim": math.prod(space.shape), "bounded": bounded}
+    raise TypeError(f"expected a Discrete, MultiDiscrete or Box space, got {space}")
+
+
+class ObservationScaling(nn.Module):
+    """Observations to zero mean and unit variance, by what was seen up to the last `update`."""
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim, dtype=torch.float64))
+        self.register_buffer("variance", torch.ones(dim, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, observations: Tensor) -> None:
+        """Add a batch (..., d) to the running moments.
+
+        Chan, Golub and LeVeque (1983), The American Statistician 37(3), 242-247.
+        """
+        batch = observations.reshape(-1, len(self.mean)).double()
+        count, change = len(batch), batch.mean(0) - self.mean
+        total = self.count + count
+        spread = self.variance * self.count + batch.var(0, correction=0) * count
+        self.variance.copy_((spread + change.square() * self.count * count / total) / total)
+        self.mean.add_(change * count / total)
+        self.count.copy_(total)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        scaled = (observation - self.mean) / self.variance.sqrt().clamp(min=1e-8)
+        return scaled.clamp(-CLIPPED, CLIPPED).to(observation.dtype)
+
+
+class StateFunction(nn.Module):
+    """A function of the state (and the step) with `outputs` values: a table or a perceptron.
+
+    :param last_gain: scale of the last layer's initial weights; a table starts at zero.
+
+    Orthogonal initialisation: Saxe, McClelland and Ganguli (2014), arXiv:1312.6120.
+    """
+
+    def __init__(self, architecture: Architecture, outputs: int, last_gain: float) -> None:
+        super().__init__()
+        self.horizon = architecture.horizon
+        self.tabular = architecture.states["kind"] == "discrete"
+        if self.tabular:
+            rows = (architecture.horizon or 1) * architecture.states["size"]
+            self.size = architecture.states["size"]
+            self.table = nn.Parameter(torch.zeros(rows, outputs))
+            return
+        if architecture.states["kind"] != "box":
+            raise TypeError(f"expected Discrete or Box states, got {architecture.states}")
+        dim = architecture.states["dim"]
+        self.scaling = ObservationScaling(dim) if architecture.scaled else None
+        widths = [dim + (self.horizon is not None), *architecture.hidden]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise(widths):
+            layers += [
+                _linear(fan_in, fan_out, math.sqrt(2)),
+                ACTIVATIONS[architecture.activation](),
+            ]
+        self.layers = nn.Sequential(*layers, _linear(widths[-1], outputs, last_gain))
+
+    def forward(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
+        """Of shape batch + (outputs,).
+
+        :raises ValueError: the function depends on the step, and is called without one.
+        """
+        if self.horizon is not None and t is None:
+            raise ValueError(
+                f"this policy depends on the step: call policy(state, t) with t in "
+                f"0..{self.horizon - 1}"
+            )
+        if self.tabular:
+            row = state if self.horizon is None else state + self.size * _steps(t)
+            return self.table[row]
+        inputs = state.to(torch.get_default_dtype())
+        if self.scaling is not None:
+            inputs = self.scaling(inputs)
+        if self.horizon is not None:
+            share = (_steps(t) / self.horizon).to(inputs.dtype)
+            inputs = torch.cat([inputs, share.expand(inputs.shape[:-1]).unsqueeze(-1)], dim=-1)
+        outputs: Tensor = self.layers(inputs)
+        return outputs
+
+
+def _steps(t: int | Tensor | None) -> Tensor:
+    return torch.as_tensor(t)
+
+
+def _linear(fan_in: int, fan_out: int, gain: float) -> nn.Linear:
+    layer = nn.Linear(fan_in, fan_out)
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class NetworkPolicy(Policy):
+    """A policy whose parameters are a function of the state.
+
+    Discrete actions are categorical, each dimension of a MultiDiscrete one for itself. In a bounded
+    box they are truncated Gaussians on [-1, 1]^d, whose density is finite up to the edges; where
+    the box has no bounds, Gaussians. All start close to uniform, or as wide as half the box.
+    """
+
+    kind = "network"
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture, actions = architecture, architecture.actions
+        self.action_kind = actions["kind"]
+        if self.action_kind == "discrete":
+            self.parameters_of = StateFunction(architecture, actions["size"], 0.01)
+        elif self.action_kind == "multi-discrete":
+            self.sizes = actions["sizes"]
+            self.parameters_of = StateFunction(architecture, sum(self.sizes), 0.01)
+        else:
+            self.parameters_of = StateFunction(architecture, actions["dim"], 0.01)
+            self.log_scale = nn.Parameter(torch.full((actions["dim"],), math.log(0.5)))
+
+    @classmethod
+    def described_by(cls, description: dict[str, Any]) -> NetworkPolicy:
+        """A new policy of the architecture that `description` gave."""
+        hidden = tuple(description["hidden"])
+        return cls(Architecture(**{**description, "hidden": hidden}))
+
+    def description(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.architecture)
+
+    def forward(self, state: Tensor, t: int | Tensor | None = None) -> TorchDistribution:
+        parameters = self.parameters_of(state, t)
+        if self.action_kind == "discrete":
+            return dist.Categorical(logits=parameters, validate_args=False)
+        if self.action_kind == "multi-discrete":
+            parts = parameters.split(self.sizes, dim=-1)
+            widest = max(self.sizes)
+            padded = [
+                nn.functional.pad(part, (0, widest - part.shape[-1]), value=-torch.inf)
+                for part in parts
+            ]
+            logits = torch.stack(padded, dim=-2)
+            return dist.Categorical(logits=logits, validate_args=False).to_event(1)
+        scale = self.log_scale.exp() + NARROWEST
+        if self.architecture.actions["bounded"]:
+            return TruncatedNormal(parameters, scale, validate_args=False).to_event(1)
+        return dist.Normal(parameters, scale, validate_args=False).to_event(1)
+
+    def mode(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
+        parameters = self.parameters_of(state, t)
+        if self.action_kind == "discrete":
+            return parameters.argmax(-1)
+        if self.action_kind == "multi-discrete":
+            parts = parameters.split(self.sizes, dim=-1)
+            return torch.stack([part.argmax(-1) for part in parts], dim=-1)
+        return parameters.clamp(-1, 1) if self.architecture.actions["bounded"] else parameters
+
+
+class ModulePolicy(Policy):
+    """A user's own module, `state -> distribution`, as a policy.
+
+    :param module: called with states of any batch shape; an `nn.Module` or `PyroModule` whose
+        parameters are its own. It returns a Pyro distribution over actions: of `event_dim` 1 on
+        [-1, 1]^d for boxes.
+    """
+
+    kind = "module"
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"policy: expected an nn.Module that maps states to a distribution, got {module!r}"
+            )
+        self.module = module
+
+    def forward(self, state: Tensor, t: int | Tensor | None = None) -> TorchDistribution:
+        distribution: TorchDistribution = self.module(state)
+        return distribution
+
+    def mode(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
+        distribution: Any = self(state)
+        if distribution.support.is_discrete:
+            size = distribution.enumerate_support().shape[0]
+            return as_discrete(distribution, size).logits.argmax(-1)
+        return distribution.mode
