@@ -120,11 +120,10 @@ class Slots:
             self.check_finite(slots, "action", actions)
         highest = int(space.n) if isinstance(space, Discrete) else getattr(space, "nvec", None)
         if highest is not None:
-            outside = ((actions < 0) | (actions >= torch.as_tensor(highest))).reshape(
-                len(slots), -1
-            )
+            given = actions.numpy()
+            outside = (given < 0) | (given >= highest)
             if outside.any():
-                row = int(outside.any(1).nonzero()[0])
+                row = int(np.flatnonzero(outside.reshape(len(slots), -1).any(1))[0])
                 raise self.fault(
                     slots[row],
                     f"action: expected one of {space}, got {actions[row].tolist()}; see to what "

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from torch import Tensor
 
 from inference_rl import gymnasium_spaces
@@ -41,6 +42,8 @@ class GymnasiumEnvironments(Environments):
         self._acted = environments[0].action_space
         self._shown = gymnasium_spaces.state_space(self._observed, name)
         self._taken = gymnasium_spaces.action_space(self._acted, name)
+        self._plain = isinstance(self._observed, Box)
+        self._shape, self._dtype = self._shown.shape or (), self._shown.dtype
         self.alive = self._slots.alive
 
     def reset(self, slots: np.ndarray, seeds: np.ndarray) -> Tensor:
@@ -54,14 +57,15 @@ class GymnasiumEnvironments(Environments):
                     slot, f"reset: expected a pair (observation, info), got {given!r}"
                 )
             shown.append(self._array(slot, given[0]))
-        return self._states(slots, shown, None)
+        return self._states(slots, np.stack(shown), None)
 
     def step(self, slots: np.ndarray, actions: Tensor) -> Step:
         self._slots.check(slots, actions, self._taken)
-        shown, rewards = [], np.empty(len(slots))
+        shown = np.empty((len(slots), *self._shape), dtype=self._dtype)
+        rewards = np.empty(len(slots))
         terminated, truncated = np.zeros((2, len(slots)), dtype=bool)
         taken = gymnasium_spaces.to_gymnasium(self._acted, actions)
-        for i, slot in enumerate(slots):
+        for i, slot in enumerate(slots.tolist()):
             given = self._slots.call(slot, "step", self.environments[slot].step, taken[i])
             if not (isinstance(given, tuple) and len(given) == 5):
                 raise self._slots.fault(
@@ -69,8 +73,8 @@ class GymnasiumEnvironments(Environments):
                     "step: expected five values (observation, reward, terminated, truncated, "
                     f"info), got {given!r}",
                 )
-            observation, rewards[i], terminated[i], truncated[i] = self._checked(slot, given)
-            shown.append(observation)
+            # Copied: an environment may well go on writing into the array it gave.
+            shown[i], rewards[i], terminated[i], truncated[i] = self._checked(slot, given)
         reward = torch.from_numpy(rewards)
         self._slots.check_finite(slots, "reward", reward)
         next_state = self._states(slots, shown, actions)
@@ -82,6 +86,15 @@ class GymnasiumEnvironments(Environments):
 
     def _checked(self, slot: int, given: Any) -> tuple[np.ndarray, float, bool, bool]:
         observation, reward, terminated, truncated, _ = given
+        if type(reward) is float and type(terminated) is bool and type(truncated) is bool:
+            if (
+                self._plain
+                and type(observation) is np.ndarray
+                and observation.shape == self._shape
+                and observation.dtype is self._dtype
+            ):
+                return observation, reward, terminated, truncated
+            return self._array(slot, observation), reward, terminated, truncated
         if not isinstance(reward, numbers.Real | np.bool_) and np.shape(reward) != ():
             raise self._slots.fault(slot, f"reward: expected a number, got {reward!r}")
         for field, value in (("terminated", terminated), ("truncated", truncated)):
@@ -96,10 +109,8 @@ class GymnasiumEnvironments(Environments):
         except ValueError as error:
             raise self._slots.fault(slot, f"observation: {error}") from error
 
-    def _states(
-        self, slots: np.ndarray, shown: list[np.ndarray], previous: Tensor | None
-    ) -> Tensor:
-        observation = gymnasium_spaces.to_states(shown)
+    def _states(self, slots: np.ndarray, shown: np.ndarray, previous: Tensor | None) -> Tensor:
+        observation = torch.from_numpy(shown)
         if observation.is_floating_point():
             self._slots.check_finite(slots, "observation", observation)
         return self.model.observe(observation, previous)

@@ -92,6 +92,8 @@ def to_array(space: Space[Any], states: Space[Any], observation: Any) -> np.ndar
 
 def _as_array(space: Space[Any], observation: Any) -> np.ndarray:
     array = np.asarray(observation)
+    if array.shape == space.shape and array.dtype is space.dtype:
+        return array
     if array.shape != space.shape:
         raise ValueError(f"expected shape {space.shape}, got {array.shape}")
     assert space.dtype is not None

@@ -21,7 +21,7 @@ from inference_rl.distributions import as_discrete
 from inference_rl.policies import Policy
 from inference_rl.truncated_normal import TruncatedNormal
 
-ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
+ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "silu": nn.functional.silu}
 
 NARROWEST = 1e-3
 """Least width of a continuous policy, in units of the action box [-1, 1]."""
@@ -119,13 +119,9 @@ class StateFunction(nn.Module):
         dim = architecture.states["dim"]
         self.scaling = ObservationScaling(dim) if architecture.scaled else None
         widths = [dim + (self.horizon is not None), *architecture.hidden]
-        layers: list[nn.Module] = []
-        for fan_in, fan_out in pairwise(widths):
-            layers += [
-                _linear(fan_in, fan_out, math.sqrt(2)),
-                ACTIVATIONS[architecture.activation](),
-            ]
-        self.layers = nn.Sequential(*layers, _linear(widths[-1], outputs, last_gain))
+        self.activation = ACTIVATIONS[architecture.activation]
+        hidden = [_linear(*pair, math.sqrt(2)) for pair in pairwise(widths)]
+        self.layers = nn.ModuleList([*hidden, _linear(widths[-1], outputs, last_gain)])
 
     def forward(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
         """Of shape batch + (outputs,).
@@ -146,8 +142,12 @@ class StateFunction(nn.Module):
         if self.horizon is not None:
             share = (_steps(t) / self.horizon).to(inputs.dtype)
             inputs = torch.cat([inputs, share.expand(inputs.shape[:-1]).unsqueeze(-1)], dim=-1)
-        outputs: Tensor = self.layers(inputs)
-        return outputs
+        layers: Any = self.layers
+        *hidden, last = layers
+        # Not as modules, whose calls take as long as what they compute here.
+        for layer in hidden:
+            inputs = self.activation(nn.functional.linear(inputs, layer.weight, layer.bias))
+        return nn.functional.linear(inputs, last.weight, last.bias)
 
 
 def _steps(t: int | Tensor | None) -> Tensor:
@@ -159,6 +159,16 @@ def _linear(fan_in: int, fan_out: int, gain: float) -> nn.Linear:
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+class _Logits(dist.Categorical):
+    """`Categorical(logits=...)`, which torch is slower to make than the network is to run."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = self._param = logits.log_softmax(-1)
+        self._num_events = logits.shape[-1]
+        self._batch_shape, self._event_shape = logits.shape[:-1], torch.Size()
+        self._validate_args = False
 
 
 class NetworkPolicy(Policy):
@@ -196,7 +206,7 @@ class NetworkPolicy(Policy):
     def forward(self, state: Tensor, t: int | Tensor | None = None) -> TorchDistribution:
         parameters = self.parameters_of(state, t)
         if self.action_kind == "discrete":
-            return dist.Categorical(logits=parameters, validate_args=False)
+            return _Logits(parameters)
         if self.action_kind == "multi-discrete":
             parts = parameters.split(self.sizes, dim=-1)
             widest = max(self.sizes)

@@ -44,7 +44,8 @@ class UniformPrior:
         batch, dtype = _batch(state)
         if isinstance(self.action_space, Discrete):
             size = int(self.action_space.n)
-            return dist.Categorical(probs=torch.full((*batch, size), 1 / size))
+            probs = torch.full((*batch, size), 1 / size)
+            return dist.Categorical(probs=probs, validate_args=False)
         if isinstance(self.action_space, MultiDiscrete):
             sizes = torch.as_tensor(self.action_space.nvec).unsqueeze(-1)
             allowed = (torch.arange(int(sizes.max())) < sizes).to(dtype)

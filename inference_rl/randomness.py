@@ -24,6 +24,7 @@ STATES, ACTIONS, EPISODES = 0, 1, 2
 """Streams: of the states that follow, of the actions, and of the episodes' own seeds. State s_t is
 step t of its stream, and so is action a_t."""
 
+_AHEAD = 128
 _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
 _WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
 _WORD, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
@@ -97,14 +98,47 @@ def philox(even: np.ndarray, odd: np.ndarray, keys: np.ndarray) -> np.ndarray:
     return np.concatenate([even, odd])
 
 
+class Ahead:
+    """The same numbers as `uniforms` gives, made for many steps of an episode at once.
+
+    :param size: how many rows ask, each for one episode at a time.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._rows = np.arange(size)
+        self._tables: dict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+
+    def uniforms(self, seeds: np.ndarray, steps: np.ndarray, stream: int, size: int) -> Tensor:
+        """As the function of this name, for `self.size` rows."""
+        if (stream, size) not in self._tables:
+            first = np.full(self.size, -_AHEAD)
+            table = np.empty((self.size, _AHEAD, size))
+            self._tables[stream, size] = np.zeros(self.size, dtype=np.uint64), first, table
+        known, first, table = self._tables[stream, size]
+        column = steps - first
+        stale = np.flatnonzero((known != seeds) | (column < 0) | (column >= _AHEAD))
+        if stale.size:
+            known[stale], first[stale] = seeds[stale], steps[stale]
+            column[stale] = 0
+            following = steps[stale, np.newaxis] + np.arange(_AHEAD)
+            fresh = uniforms(np.repeat(seeds[stale], _AHEAD), following.ravel(), stream, size)
+            table[stale] = fresh.numpy().reshape(stale.size, _AHEAD, size)
+        return torch.from_numpy(table[self._rows, column])
+
+
 def draw(
-    distribution: td.Distribution, seeds: np.ndarray, steps: np.ndarray | int, stream: int
+    distribution: td.Distribution,
+    seeds: np.ndarray,
+    steps: np.ndarray | int,
+    stream: int,
+    ahead: Ahead | None = None,
 ) -> Tensor:
     """A draw from a distribution of batch shape (N,), as `distribution.sample()` would give.
 
     Row i is a function of row i of the distribution, seeds[i], steps[i] and the stream alone.
 
-    :param stream: in [0, 256).
+    :param stream: in [0, 256). :param ahead: where numbers wait, for whoever draws step by step.
     :raises ValueError: the batch shape is not (N,).
     :raises TypeError: a distribution of which no single row can be drawn.
 
@@ -119,21 +153,25 @@ def draw(
             f"got {tuple(distribution.batch_shape)} from {distribution}; .expand makes it larger"
         )
     with torch.no_grad():
-        return _draw(distribution, torch.Size([len(seeds)]), _Noise(seeds, steps, stream))
+        noise = _Noise(seeds, steps, stream, ahead)
+        return _draw(distribution, torch.Size([len(seeds)]), noise)
 
 
 class _Noise:
     """The noise of one draw: each call of `take` gives numbers that no other call gave."""
 
-    def __init__(self, seeds: np.ndarray, steps: np.ndarray | int, stream: int) -> None:
-        self.seeds, self.steps, self.stream = seeds, steps, stream
+    def __init__(
+        self, seeds: np.ndarray, steps: np.ndarray | int, stream: int, ahead: Ahead | None
+    ) -> None:
+        self.seeds, self.steps, self.stream, self.ahead = seeds, steps, stream, ahead
         self.parts = 0
 
     def take(self, shape: torch.Size) -> Tensor:
         """Uniform numbers of shape (N, ...)."""
         stream = self.stream + (self.parts << 8)
         self.parts += 1
-        numbers = uniforms(self.seeds, self.steps, stream, shape[1:].numel())
+        make: Any = uniforms if self.ahead is None else self.ahead.uniforms
+        numbers: Tensor = make(self.seeds, self.steps, stream, shape[1:].numel())
         return numbers.reshape(shape)
 
     def standard_normals(self, shape: torch.Size) -> Tensor:
@@ -193,11 +231,13 @@ def _inner(distribution: Any, shape: torch.Size) -> torch.Size:
 
 
 def _category(probs: Tensor, shape: torch.Size, noise: _Noise) -> Tensor:
-    cumulative = probs.double().cumsum(-1)
+    # NumPy's small operations take a fraction of torch's time.
+    cumulative = probs.numpy().astype(np.float64).cumsum(-1)
     total = cumulative[..., -1:]
-    threshold = noise.take(shape).unsqueeze(-1) * total
+    threshold = noise.take(shape).numpy()[..., np.newaxis] * total
     # `< total`, so that rounding can never select a category past the last possible one.
-    return ((cumulative <= threshold) & (cumulative < total)).sum(-1)
+    passed = (cumulative <= threshold) & (cumulative < total)
+    return torch.from_numpy(passed.sum(-1))
 
 
 def _linear(loc: Tensor, factor: Tensor, shape: torch.Size, noise: _Noise) -> Tensor:

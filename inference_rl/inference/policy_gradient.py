@@ -13,7 +13,8 @@ guide keeps the environment's own dynamics.
 6. Where the segment ends before the episode does, V(s) stands for the rest, as `message=` does in
    the program; λ < 1 lets it stand in earlier (Schulman et al. 2016, arXiv:1506.02438, eq. 16).
 7. Pathwise, where model and guide can be reparameterised: ∇ J = E ∇ Σ_t γ^t [r_t − α ℓ_t] through
-   the sampled states (`estimator="pathwise"`).
+   the sampled states (`estimator="pathwise"`), `steps_per_round` steps from the start; nothing
+   stands for what follows them.
 
 `estimator="entropy-bonus"` is the textbook's ∇ log π(a_t|s_t) R_t + α ∇ H(π(·|s_t)), R_t the return
 of rewards alone. It is another gradient, not of J: it pays for entropy now, and not for getting to
@@ -117,6 +118,11 @@ class PolicyGradient:
             temperature_learning_rate=(0, None),
             max_gradient_norm=(0, None),
         )
+        if self.estimator == "pathwise" and self.temperature == 0:
+            raise ValueError(
+                "temperature: the pathwise estimator runs the program, which divides by it; "
+                "expected one above 0, got 0"
+            )
         if self.estimator == "pathwise" and self.steps_per_round == 0:
             raise ValueError(
                 "steps_per_round: the pathwise estimator goes a fixed number of steps through the "
@@ -189,9 +195,73 @@ def entropy_bonus_loss(
     return -(weight * (log_prob * advantage.detach() + temperature * entropy)).sum()
 
 
+def pathwise_loss(
+    model: EnvironmentModel,
+    policy: Policy,
+    prior: ActionPrior,
+    *,
+    temperature: float,
+    steps: int,
+    paths: int,
+) -> tuple[Tensor, Tensor]:
+    """−J of the first `steps` steps and the mean divergence of a step, from so many paths.
+
+    The program itself: −temperature · mean of log p(τ, O) − log q(τ), differentiable through
+    reparameterised states and actions.
+    """
+    import pyro
+    from pyro import poutine
+
+    from inference_rl.trajectory import trajectory
+
+    with pyro.plate("paths", paths):
+        guide = poutine.trace(trajectory).get_trace(model, policy, steps)
+        joint = poutine.trace(poutine.replay(trajectory, guide)).get_trace(
+            model, prior, steps, temperature=temperature
+        )
+    guide.compute_log_prob()
+    joint.compute_log_prob()
+    elbo: Any = joint.log_prob_sum() - guide.log_prob_sum()
+    names = [f"action_{t}" for t in range(steps)]
+    taken: Any = sum(guide.nodes[name]["unscaled_log_prob"].detach().mean() for name in names)
+    expected: Any = sum(joint.nodes[name]["unscaled_log_prob"].detach().mean() for name in names)
+    loss: Tensor = -temperature * elbo / paths
+    divergence: Tensor = (taken - expected) / steps
+    return loss, divergence
+
+
 def value_loss(value: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """½ Σ weight · (V(s) − target)²."""
     return 0.5 * (weight * (value - target.detach()).square()).sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Paths:
+    """A round whose steps are taken by the program, within the update."""
+
+    steps: int
+
+
+def _check_reparameterised(model: EnvironmentModel, policy: Policy) -> None:
+    """:raises TypeError: draws of model or policy are no functions of their parameters."""
+    from inference_rl.simulate import GymnasiumModel
+
+    if isinstance(model, GymnasiumModel):
+        raise TypeError(
+            f"estimator: pathwise needs a program to differentiate through, and {model.name} is a "
+            "simulator; use estimator='score', or write its dynamics as an EnvironmentModel"
+        )
+    state = model.initial_state().sample((1,))
+    action = policy(state, 0).sample()
+    for what, distribution in (
+        ("actions", policy(state, 0)),
+        ("states", model.transition(state, action)),
+    ):
+        if not distribution.has_rsample:
+            raise TypeError(
+                f"estimator: pathwise needs draws that can be differentiated, and the {what} of "
+                f"{model.name} are drawn from {distribution}; use estimator='score'"
+            )
 
 
 class _Learner:
@@ -205,26 +275,68 @@ class _Learner:
         self.settings, self.model, self.prior = settings, model, prior
         self.policy, self.value = learned.networks(settings, model)
         self.tempering = learned.Tempering(settings, model, prior)
+        self.rounds, self.path_seed = 0, int(torch.randint(2**62, ()))
+        if settings.estimator == "pathwise":
+            _check_reparameterised(model, self.policy)
         self.optimiser = torch.optim.Adam(
             [
                 {"params": list(self.policy.parameters()), "lr": settings.learning_rate},
                 {"params": list(self.value.parameters()), "lr": settings.value_learning_rate},
-            ]
+            ],
+            fused=True,
         )
 
-    def collect(self, collector: Collector) -> Segment:
+    def collect(self, collector: Collector) -> Segment | _Paths:
+        if self.settings.estimator == "pathwise":
+            return _Paths(self.settings.environments * self.settings.steps_per_round)
         if self.settings.steps_per_round == 0:
             return collector.collect_episodes(self.policy)
         return collector.collect(self.policy, self.settings.steps_per_round)
 
-    def update(self, data: Segment) -> dict[str, Tensor | float]:
+    def update(self, data: Segment | _Paths) -> dict[str, Tensor | float]:
+        self.rounds += 1
+        return self._along_paths(data) if isinstance(data, _Paths) else self._by_score(data)
+
+    def _along_paths(self, data: _Paths) -> dict[str, Tensor | float]:
+        import torch
+
+        from inference_rl.randomness import derived
+
+        settings, temperature = self.settings, self.tempering.temperature
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived(self.path_seed, f"round {self.rounds}"))
+            loss, divergence = pathwise_loss(
+                self.model,
+                self.policy,
+                self.prior,
+                temperature=temperature,
+                steps=settings.steps_per_round,
+                paths=settings.environments,
+            )
+        norm = learned.descend(self.optimiser, loss, settings.max_gradient_norm)
+        self.tempering.update(divergence, data.steps)
+        return {
+            "loss": loss.detach(),
+            "gradient_norm": norm,
+            "divergence": divergence,
+            "temperature": temperature,
+        }
+
+    def _by_score(self, data: Segment) -> dict[str, Tensor | float]:
+        import torch
+
         settings, temperature = self.settings, self.tempering.temperature
         learned.observe(data, self.policy, self.value)
         distribution = self.policy(data.state, data.step)
         log_prob = distribution.log_prob(data.action)
         divergence = log_prob.detach() - learned.log_prior(self.prior, data)
-        value = learned.value_at(self.value, data.state, data.step)
-        target, advantage = self._credit(data, divergence, value.detach(), temperature)
+        # Both at once: to call a small network costs more than what it computes.
+        states = torch.cat([data.state, data.next_state])
+        values = learned.value_at(self.value, states, torch.cat([data.step, data.step + 1]))
+        value, next_value = values.split(len(data.step))
+        target, advantage = self._credit(
+            data, divergence, value.detach(), next_value.detach(), temperature
+        )
         weight = data.valid.to(log_prob.dtype) / data.valid.sum()
         if settings.weigh_by_discount:
             weight = weight * self.model.discount**data.step
@@ -250,7 +362,12 @@ class _Learner:
         }
 
     def _credit(
-        self, data: Segment, divergence: Tensor, value: Tensor, temperature: float
+        self,
+        data: Segment,
+        divergence: Tensor,
+        value: Tensor,
+        next_value: Tensor,
+        temperature: float,
     ) -> tuple[Tensor, Tensor]:
         """What the value should have been, and how much better it went than that; (T, N)."""
         settings, reward = self.settings, data.reward.to(value.dtype)
@@ -260,7 +377,6 @@ class _Learner:
             value = next_value = value.new_zeros(value.shape)
             trace_decay = 1.0
         else:
-            next_value = learned.value_at(self.value, data.next_state, data.step + 1).detach()
             trace_decay = settings.trace_decay
         advantage = advantages(
             reward,
@@ -279,6 +395,7 @@ class _Learner:
             "value": self.value.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "temperature": self.tempering.state_dict(),
+            "rounds": self.rounds,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -286,3 +403,4 @@ class _Learner:
         self.value.load_state_dict(state["value"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.tempering.load_state_dict(state["temperature"])
+        self.rounds = state["rounds"]

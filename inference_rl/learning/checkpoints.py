@@ -1,13 +1,16 @@
 """Checkpoints: the whole state of a run, saved so that nothing can harm the last good one.
 
 A checkpoint is a directory under RUN/checkpoints, named by the steps taken. It is committed by its
-manifest, which is written last and holds the SHA-256 of the tensors; one without is no checkpoint.
-The last two are kept. Reading one runs no code: tensors are safetensors, all else is JSON.
+manifest, which is written last and holds the SHA-256 of the tensors and of itself; one without is
+no checkpoint. The last two are kept while a run goes on, and the last one once it is done. Reading
+one runs no code: tensors are safetensors, all else is JSON.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -28,16 +31,32 @@ def save(run: Path, steps: int, state: Any) -> None:
     tree, tensors = pack(state)
     directory = run / "checkpoints" / f"{steps:012d}"
     if (directory / runs.MANIFEST).exists():
-        return
-    runs.write(directory, {"steps": steps, "state": tree}, {"state": tensors})
+        try:
+            _read(directory)
+        except ValueError:
+            _remove(directory)
+        else:  # a state is a function of its run and its steps
+            return
+    manifest = {"steps": steps, "state": tree}
+    runs.write(directory, manifest | {"digest": _digest(manifest)}, {"state": tensors})
     runs.flush(directory.parent)
-    kept = _committed(run)[-KEPT:]
+    runs.flush(run)
+    keep(run, KEPT)
+
+
+def keep(run: Path, count: int) -> None:
+    """Remove all checkpoints but the last `count`, and what is left of saves that failed."""
+    kept = _committed(run)[-count:]
     for other in (run / "checkpoints").iterdir():
         if other not in kept:
-            # Its manifest first: half a checkpoint must not look like one.
-            with contextlib.suppress(OSError):
-                (other / runs.MANIFEST).unlink(missing_ok=True)
-                shutil.rmtree(other)
+            with contextlib.suppress(OSError):  # it is in nobody's way
+                _remove(other)
+
+
+def _remove(directory: Path) -> None:
+    # Its manifest first: half a checkpoint must not look like one.
+    (directory / runs.MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(directory)
 
 
 def load(run: Path) -> tuple[int, Any]:
@@ -49,14 +68,25 @@ def load(run: Path) -> tuple[int, Any]:
     found = _committed(run)
     for directory in reversed(found):
         try:
-            manifest = runs.read_manifest(directory)
-            tensors = runs.read_tensors(directory, "state")
-            return manifest["steps"], unpack(manifest["state"], tensors)
-        except (ValueError, KeyError) as error:
+            return int(directory.name), _read(directory)
+        except ValueError as error:
             warnings.warn(f"{directory} is skipped: {error}", stacklevel=2)
     if found:
         raise ValueError(f"{run}: every checkpoint in it is damaged; infer again, into a new run")
     raise FileNotFoundError(f"{run}: no checkpoint to resume from; infer again, into a new run")
+
+
+def _read(directory: Path) -> Any:
+    """:raises ValueError: it is damaged, or not the one its name says."""
+    manifest = runs.read_manifest(directory)
+    told = {name: manifest.get(name) for name in ("steps", "state")}
+    if manifest.get("digest") != _digest(told) or f"{told['steps']:012d}" != directory.name:
+        raise ValueError(f"{directory / runs.MANIFEST} is damaged, or of another checkpoint")
+    return unpack(told["state"], runs.read_tensors(directory, "state"))
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def exist(run: Path) -> bool:

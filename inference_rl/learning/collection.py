@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference_rl.blocks import in_blocks
 from inference_rl.policies import Policy
-from inference_rl.randomness import ACTIONS, derived, draw, episode_seeds
-from inference_rl.simulate import Environments
+from inference_rl.randomness import ACTIONS, Ahead, derived, draw, episode_seeds
+from inference_rl.simulate import EnvironmentFault, Environments
+
+_CHUNK = 1024
+"""Episodes whose seeds are made at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,25 @@ class Episode:
     length: int
 
 
+class _EpisodeSeeds:
+    """Seeds of episodes by number, made for many at once."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._chunks: dict[int, np.ndarray] = {}
+
+    def of(self, episodes: np.ndarray) -> np.ndarray:
+        return np.array([self._chunk(e // _CHUNK)[e % _CHUNK] for e in episodes.tolist()])
+
+    def _chunk(self, number: int) -> np.ndarray:
+        if number not in self._chunks:
+            episodes = np.arange(number * _CHUNK, (number + 1) * _CHUNK)
+            # The last two: slots are seldom further apart.
+            self._chunks = dict([*self._chunks.items()][-1:])
+            self._chunks[number] = episode_seeds(self._seed, episodes)
+        return self._chunks[number]
+
+
 class Collector:
     """A batch of environments at work.
 
@@ -71,13 +92,15 @@ class Collector:
 
     def __init__(self, environments: Environments, seed: int) -> None:
         self.environments, size = environments, environments.size
-        self._environment_seed = derived(seed, "environment")
-        self._policy_seed = derived(seed, "policy")
+        self._environment_seeds = _EpisodeSeeds(derived(seed, "environment"))
+        self._policy_seeds = _EpisodeSeeds(derived(seed, "policy"))
         self._episode = np.arange(size)
-        self._seeds = episode_seeds(self._policy_seed, self._episode)
+        self._seeds = self._policy_seeds.of(self._episode)
         self._step = np.zeros(size, dtype=np.int64)
+        self._ahead = Ahead(size)
         self._total = np.zeros(size)
-        self._actions: list[list[Tensor]] = [[] for _ in range(size)]
+        self._actions: list[list[tuple[Tensor, int]]] = [[] for _ in range(size)]
+        """Of each slot's episode: batches of actions, and the slot's row in them."""
         self._state: Tensor | None = None
         self.finished: list[Episode] = []
         self._mark()
@@ -124,26 +147,26 @@ class Collector:
         return _stacked(rows)
 
     def _begin(self, slots: np.ndarray) -> Tensor:
-        self._seeds[slots] = episode_seeds(self._policy_seed, self._episode[slots])
-        seeds = episode_seeds(self._environment_seed, self._episode[slots])
-        return self.environments.reset(slots, seeds)
+        self._seeds[slots] = self._policy_seeds.of(self._episode[slots])
+        return self.environments.reset(slots, self._environment_seeds.of(self._episode[slots]))
 
     def _advance(self, policy: Policy, slots: np.ndarray) -> dict[str, Tensor]:
         assert self._state is not None
-        state = self._state[slots]
-        steps = self._step[slots]
-        seeds = self._seeds[slots]
-
-        def drawn(rows: Tensor) -> tuple[Tensor, ...]:
-            at = rows.numpy()
-            distribution = policy(state[rows], torch.from_numpy(steps[at]))
-            return (draw(distribution, seeds[at], steps[at], ACTIONS),)
-
+        # Of all slots, whoever acts: the last bit of a matrix product depends on its size.
+        every = torch.from_numpy(self._step.copy())
         with torch.no_grad():
-            (action,) = in_blocks(slots.size, drawn)
+            distribution = policy(self._state, every)
+        drawn = draw(distribution, self._seeds, self._step, ACTIONS, self._ahead)
+        here = torch.from_numpy(slots)
+        all_act = slots.size == self._step.size
+        state, action, steps = (
+            (self._state, drawn, every)
+            if all_act
+            else (self._state[here], drawn[here], every[here])
+        )
         outcome = self.environments.step(slots, action)
         for i, slot in enumerate(slots):
-            self._actions[slot].append(action[i])
+            self._actions[slot].append((action, i))
         self._step[slots] += 1
         self._total[slots] += outcome.reward.numpy()
         return {
@@ -153,7 +176,7 @@ class Collector:
             "next_state": outcome.next_state,
             "terminated": outcome.terminated,
             "truncated": outcome.truncated,
-            "step": torch.from_numpy(steps),
+            "step": steps,
             "valid": torch.ones(slots.size, dtype=torch.bool),
         }
 
@@ -175,7 +198,7 @@ class Collector:
             "total": self._total.copy(),
             "actions": list(self._actions),
             "finished": len(self.finished),
-            "running": self._state is not None,
+            "state": self._state,
         }
 
     def state_dict(self, *, before: bool = False) -> dict[str, Any]:
@@ -190,21 +213,25 @@ class Collector:
         return {
             "episode": torch.from_numpy(at["episode"]),
             "total": torch.from_numpy(at["total"]),
-            "actions": [torch.stack(actions) if actions else None for actions in taken],
+            "actions": [_rows(pairs) if pairs else None for pairs in taken],
             "finished": [dataclasses.astuple(e) for e in self.finished[: at["finished"]]],
-            "running": at["running"],
+            "state": at["state"],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was taken, by replaying the episodes that were going on.
 
-        :raises RuntimeError: an environment does not do again what it did.
+        :raises EnvironmentFault: an environment does not do again what it did.
         """
         self._episode[:] = state["episode"].numpy()
-        self._actions = [[] if taken is None else list(taken) for taken in state["actions"]]
+        self._actions = [
+            [] if taken is None else [(taken, row) for row in range(len(taken))]
+            for taken in state["actions"]
+        ]
         self.finished = [Episode(*episode) for episode in state["finished"]]
         self._step[:] = [len(taken) for taken in self._actions]
-        if not state["running"]:
+        self._total[:] = state["total"].numpy()
+        if state["state"] is None:
             self._state = None
             return
         every = np.arange(self.environments.size)
@@ -212,22 +239,27 @@ class Collector:
         total = np.zeros(every.size)
         for t in range(int(self._step.max(initial=0))):
             slots = np.flatnonzero(self._step > t)
-            action = torch.stack([self._actions[slot][t] for slot in slots])
+            action = _rows([self._actions[slot][t] for slot in slots])
             outcome = self.environments.step(slots, action)
-            if bool((outcome.terminated | outcome.truncated).any()):
-                raise RuntimeError(self._strayed(slots[0]))
+            if not self.environments.alive[slots].all():
+                over = outcome.terminated | outcome.truncated
+                raise self._strayed(int(slots[over.numpy()][0]))
             self._state[torch.from_numpy(slots)] = outcome.next_state
             total[slots] += outcome.reward.numpy()
-        self._total[:] = state["total"].numpy()
-        if not np.array_equal(total, self._total):
-            raise RuntimeError(self._strayed(int(np.flatnonzero(total != self._total)[0])))
+        elsewhere = (self._state != state["state"]).reshape(every.size, -1).any(1).numpy()
+        if (strayed := elsewhere | (total != self._total)).any():
+            raise self._strayed(int(np.flatnonzero(strayed)[0]))
 
-    def _strayed(self, slot: int) -> str:
-        return (
+    def _strayed(self, slot: int) -> EnvironmentFault:
+        return EnvironmentFault(
             f"resume: episode {self._episode[slot]}, replayed from its seed, went another way than "
             "it did before; the environment does not depend on its seed and actions alone, and a "
             "run on it cannot be resumed exactly"
         )
+
+
+def _rows(pairs: list[tuple[Tensor, int]]) -> Tensor:
+    return torch.stack([batch[row] for batch, row in pairs])
 
 
 def _spread(value: Tensor, slots: Tensor, size: int) -> Tensor:

@@ -14,6 +14,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,7 +66,14 @@ class Schedule:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, and was saved."""
+    """The run was asked to stop, and was saved.
+
+    :ivar signal: the number of the signal that asked.
+    """
+
+    def __init__(self, words: str, number: int) -> None:
+        super().__init__(words)
+        self.signal = number
 
 
 def learn(
@@ -85,15 +93,13 @@ def learn(
     :raises Interrupted: SIGINT or SIGTERM came; the run was saved first.
     """
     steps, metrics = 0, []
-    if run is not None and (run / "checkpoints").exists():
+    if run is not None and checkpoints.exist(run):
         steps, state = checkpoints.load(run)
         learner.load_state_dict(state["learner"])
         collector.load_state_dict(state["collector"])
         metrics = state["metrics"]
     if run is not None:
-        # What was logged after the checkpoint will be logged again.
-        lines = "".join(json.dumps(row) + "\n" for row in metrics)
-        runs.write_durably(run / METRICS, lines.encode())
+        _log(run, metrics)  # what was logged after the checkpoint will be logged again
 
     def save(before: bool = False) -> None:
         if run is not None:
@@ -112,7 +118,10 @@ def learn(
             try:
                 data = learner.collect(collector)
             except Exception:
-                save(before=True)
+                try:
+                    save(before=True)
+                except OSError as failed:  # which must not hide why
+                    warnings.warn(f"{run} could not be saved: {failed}", stacklevel=2)
                 raise
             latest = _finite(learner.update(data), steps)
             before, steps = steps, steps + data.steps
@@ -128,14 +137,24 @@ def learn(
                 save()
                 saved_at = time.monotonic()
             if asked_to_stop():
-                raise Interrupted(f"stopped at {steps:,} of {schedule.total_steps:,} steps")
+                words = f"stopped at {steps:,} of {schedule.total_steps:,} steps"
+                raise Interrupted(words, asked_to_stop())
             now = time.monotonic()
             if progress is not None and now - told > SAY_SECONDS:
                 told = now
                 rate = (steps - begun) / (now - started)
                 progress(_words(steps, schedule.total_steps, rate, latest, metrics))
         save()
+        if run is not None:
+            # What is left must not depend on when it was saved, and what was logged must be there.
+            checkpoints.keep(run, 1)
+            _log(run, metrics)
     return metrics
+
+
+def _log(run: Path, metrics: list[dict[str, Any]]) -> None:
+    lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in metrics)
+    runs.write_durably(run / METRICS, lines.encode())
 
 
 def _finite(numbers: dict[str, Any], steps: int) -> dict[str, float]:
@@ -201,11 +220,12 @@ def _words(
 
 
 @contextlib.contextmanager
-def _signals(wanted: bool) -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM came; the first waits for the round's end, a second does not."""
+def _signals(wanted: bool) -> Iterator[Callable[[], int]]:
+    """Which of SIGINT and SIGTERM came, 0 for none; the first waits for the round's end, a second
+    does not."""
     asked: list[int] = []
     if not wanted or threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: 0
         return
 
     def handle(number: int, frame: Any) -> None:
@@ -215,7 +235,7 @@ def _signals(wanted: bool) -> Iterator[Callable[[], bool]]:
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(asked)
+        yield lambda: asked[0] if asked else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
