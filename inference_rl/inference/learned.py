@@ -203,16 +203,27 @@ def normalised(advantage: Tensor, valid: Tensor) -> Tensor:
     return (advantage - taken.mean()) / (taken.std(correction=0) + 1e-8)
 
 
+def decay(optimiser: torch.optim.Optimizer, done: float) -> None:
+    """Set the learning rates to what is left of those it began with, once `done` of 1 is done."""
+    for group in optimiser.param_groups:
+        group["lr"] = group.setdefault("first_lr", group["lr"]) * max(1 - done, 0.0)
+
+
 def descend(optimiser: torch.optim.Optimizer, loss: Tensor, max_norm: float) -> Tensor:
-    """A step down the gradient of `loss`; the gradient's norm before it was clipped."""
+    """A step down the gradient of `loss`; the norm of the first group's before it was clipped.
+
+    Each group is clipped for itself: the errors of a value must not shorten the steps of a policy.
+    """
     import torch
 
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    norm: Tensor = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    norms = [
+        torch.nn.utils.clip_grad_norm_(group["params"], max_norm)
+        for group in optimiser.param_groups
+    ]
     optimiser.step()
-    return norm
+    return norms[0]
 
 
 def run(

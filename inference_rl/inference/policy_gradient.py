@@ -83,8 +83,10 @@ class PolicyGradient:
     """Weigh step t by γ^t, which makes the gradient that of J."""
     learning_rate: float = 1e-3
     """Of the policy (Adam)."""
-    value_learning_rate: float = 1e-3
+    value_learning_rate: float = 3e-3
     """Of the baseline (Adam)."""
+    decay_learning_rates: bool = True
+    """Linearly to zero over the run."""
     max_gradient_norm: float = 0.5
     """Longer gradients are shortened to this."""
     hidden: tuple[int, ...] = (64, 64)
@@ -275,7 +277,7 @@ class _Learner:
         self.settings, self.model, self.prior = settings, model, prior
         self.policy, self.value = learned.networks(settings, model)
         self.tempering = learned.Tempering(settings, model, prior)
-        self.rounds, self.path_seed = 0, int(torch.randint(2**62, ()))
+        self.rounds, self.steps, self.path_seed = 0, 0, int(torch.randint(2**62, ()))
         if settings.estimator == "pathwise":
             _check_reparameterised(model, self.policy)
         self.optimiser = torch.optim.Adam(
@@ -295,6 +297,9 @@ class _Learner:
 
     def update(self, data: Segment | _Paths) -> dict[str, Tensor | float]:
         self.rounds += 1
+        if self.settings.decay_learning_rates:
+            learned.decay(self.optimiser, self.steps / self.settings.total_steps)
+        self.steps += data.steps
         return self._along_paths(data) if isinstance(data, _Paths) else self._by_score(data)
 
     def _along_paths(self, data: _Paths) -> dict[str, Tensor | float]:
@@ -396,6 +401,7 @@ class _Learner:
             "optimiser": self.optimiser.state_dict(),
             "temperature": self.tempering.state_dict(),
             "rounds": self.rounds,
+            "steps": self.steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -403,4 +409,4 @@ class _Learner:
         self.value.load_state_dict(state["value"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.tempering.load_state_dict(state["temperature"])
-        self.rounds = state["rounds"]
+        self.rounds, self.steps = state["rounds"], state["steps"]
