@@ -2,8 +2,8 @@
 
     python tests/benchmarks/returns.py CartPole-v1 policy-gradient --seeds 5 -- --total-steps 200000
 
-What follows `--` goes to `inference-rl infer`. Each policy is evaluated over 100 episodes of the real
-environment, with actions drawn and with the most likely ones.
+What follows `--` goes to `inference-rl infer`. Each policy is evaluated over 100 episodes of the
+real environment, with actions drawn and with the most likely ones.
 """
 
 from __future__ import annotations
