@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
 
-OBJECTIVE_EPISODES = 100
+OBJECTIVE_EPISODES = 32
 """From which the objective of the policy that was learned is estimated."""
 
 NO_EVIDENCE = "a learned routine sees samples only; Exact gives the evidence of a known model"

@@ -75,13 +75,13 @@ class PolicyGradient:
     """Of each environment, between updates; 0 for one whole episode each."""
     baseline: Literal["learned", "none"] = "learned"
     """What is subtracted from the return: the soft value, or nothing."""
-    trace_decay: float = 0.95
+    trace_decay: float = 0.98
     """λ of generalised advantage estimation, in [0, 1]; 1 is the plain return."""
     normalise_advantages: bool = True
     """Scale the advantages of a round to unit variance around zero."""
     weigh_by_discount: bool = False
     """Weigh step t by γ^t, which makes the gradient that of J."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Of the policy (Adam)."""
     value_learning_rate: float = 3e-3
     """Of the baseline (Adam)."""
