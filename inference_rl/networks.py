@@ -38,6 +38,7 @@ class Architecture:
     :ivar horizon: steps of an episode, if what is best depends on the step.
     :ivar hidden: widths of the hidden layers. :ivar activation: tanh, relu or silu.
     :ivar scaled: whether observations are scaled to zero mean and unit variance, as seen so far.
+    :ivar masked: whether some discrete actions are forbidden.
     """
 
     states: dict[str, Any]
@@ -46,6 +47,7 @@ class Architecture:
     hidden: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
     scaled: bool = False
+    masked: bool = False
 
 
 def described(space: Space[Any]) -> dict[str, Any]:
@@ -177,12 +179,22 @@ class NetworkPolicy(Policy):
     Discrete actions are categorical, each dimension of a MultiDiscrete one for itself. In a bounded
     box they are truncated Gaussians on [-1, 1]^d, whose density is finite up to the edges; where
     the box has no bounds, Gaussians. All start close to uniform, or as wide as half the box.
+
+    :param allowed: booleans, (A,), or (S, A) for discrete states: discrete actions that are False
+        are never taken. All of them where it is not given.
     """
 
     kind = "network"
+    allowed: Tensor
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, allowed: Tensor | None = None) -> None:
         super().__init__()
+        if architecture.masked:
+            shape = [architecture.actions["size"]]
+            if architecture.states["kind"] == "discrete":
+                shape = [architecture.states["size"], *shape]
+            given = torch.ones(shape, dtype=torch.bool) if allowed is None else allowed
+            self.register_buffer("allowed", given.expand(shape).clone())
         self.architecture, actions = architecture, architecture.actions
         self.action_kind = actions["kind"]
         if self.action_kind == "discrete":
@@ -206,7 +218,7 @@ class NetworkPolicy(Policy):
     def forward(self, state: Tensor, t: int | Tensor | None = None) -> TorchDistribution:
         parameters = self.parameters_of(state, t)
         if self.action_kind == "discrete":
-            return _Logits(parameters)
+            return _Logits(self._masked(parameters, state))
         if self.action_kind == "multi-discrete":
             parts = parameters.split(self.sizes, dim=-1)
             widest = max(self.sizes)
@@ -221,10 +233,16 @@ class NetworkPolicy(Policy):
             return TruncatedNormal(parameters, scale, validate_args=False).to_event(1)
         return dist.Normal(parameters, scale, validate_args=False).to_event(1)
 
+    def _masked(self, logits: Tensor, state: Tensor) -> Tensor:
+        if not self.architecture.masked:
+            return logits
+        allowed = self.allowed if self.allowed.dim() == 1 else self.allowed[state]
+        return logits.masked_fill(~allowed, -torch.inf)
+
     def mode(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
         parameters = self.parameters_of(state, t)
         if self.action_kind == "discrete":
-            return parameters.argmax(-1)
+            return self._masked(parameters, state).argmax(-1)
         if self.action_kind == "multi-discrete":
             parts = parameters.split(self.sizes, dim=-1)
             return torch.stack([part.argmax(-1) for part in parts], dim=-1)

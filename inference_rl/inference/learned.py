@@ -91,8 +91,14 @@ def check_ranges(settings: Any, **ranges: tuple[float | None, float | None]) -> 
             raise ValueError(f"{name}: expected a number {limits}, got {value!r}")
 
 
-def networks(settings: Any, model: EnvironmentModel) -> tuple[Policy, StateFunction]:
-    """A policy and a state value for `model`, as `settings` want them."""
+def networks(
+    settings: Any, model: EnvironmentModel, prior: ActionPrior
+) -> tuple[Policy, StateFunction]:
+    """A policy and a state value for `model`, as `settings` want them.
+
+    The policy never takes what `prior` forbids, where states are discrete or the prior is the same
+    in all of them.
+    """
     import torch
 
     from inference_rl.networks import (
@@ -111,12 +117,39 @@ def networks(settings: Any, model: EnvironmentModel) -> tuple[Policy, StateFunct
         activation=settings.activation,
         scaled=settings.scale_observations,
     )
-    policy = (
-        NetworkPolicy(architecture) if settings.policy is None else ModulePolicy(settings.policy)
+    allowed = _allowed(model, prior)
+    if allowed is not None:
+        architecture = dataclasses.replace(architecture, masked=True)
+    policy: Policy = (
+        NetworkPolicy(architecture, allowed)
+        if settings.policy is None
+        else ModulePolicy(settings.policy)
     )
     value = StateFunction(architecture, 1, 1.0)
     device = torch.device(settings.device)
     return policy.to(device), value.to(device)
+
+
+def _allowed(model: EnvironmentModel, prior: ActionPrior) -> Tensor | None:
+    """Discrete actions that `prior` does not forbid, (A,) or (S, A); None if it forbids none."""
+    import torch
+    from gymnasium.spaces import Discrete
+
+    from inference_rl.distributions import as_discrete, as_probs
+
+    if not isinstance(model.action_space, Discrete):
+        return None
+    size = int(model.action_space.n)
+    if isinstance(model.state_space, Discrete):
+        states = torch.arange(int(model.state_space.n))
+    else:  # any will do to tell whether it is the same in all of them
+        generator = torch.Generator().manual_seed(0)
+        states = torch.randn((64, *(model.state_space.shape or ())), generator=generator)
+    allowed = as_probs(as_discrete(prior(states), size), size) > 0
+    if isinstance(model.state_space, Discrete):
+        return None if allowed.all() else allowed
+    same = bool((allowed == allowed[0]).all())
+    return allowed[0] if same and not allowed[0].all() else None
 
 
 class Tempering:
@@ -184,7 +217,17 @@ def log_prior(prior: ActionPrior, data: Segment) -> Tensor:
 
     :raises ValueError: the prior forbids an action that the policy took.
     """
-    return prior(data.state).log_prob(data.action)
+    log_prob = prior(data.state).log_prob(data.action)
+    forbidden = (log_prob == -math.inf) & data.valid
+    if forbidden.any():
+        state, action = data.state[forbidden][0].tolist(), data.action[forbidden][0].tolist()
+        raise ValueError(
+            f"prior: expected some mass on action {action} in state {state}, which the policy "
+            "took, got none; only a prior that forbids the same actions in every continuous state "
+            "can be kept to, so give forbidden ones a small probability, or a policy of your own "
+            "that never takes them"
+        )
+    return log_prob
 
 
 def observe(data: Segment, *modules: nn.Module) -> None:
@@ -274,6 +317,8 @@ def run(
     finally:
         batch.close()
     learner.policy.requires_grad_(False)
+    if (value := getattr(learner, "value", None)) is not None:
+        value.requires_grad_(False)
     parts = estimated_parts(model, learner.policy, rho, derived(seed, "objective"))
     temperature = learner.tempering.temperature
     return InferenceResult(
@@ -281,7 +326,7 @@ def run(
         routine=settings,
         policy=learner.policy,
         q=None,
-        v=getattr(learner, "value", None),
+        v=value,
         objective=torch.tensor(
             parts.expected_return - temperature * parts.divergence, dtype=torch.float64
         ),

@@ -178,7 +178,7 @@ def advantages(
     (2016), arXiv:1506.02438, eq. 16.
     """
     change = reward + discount * next_value * ~terminated - value
-    carried = discount * trace_decay * ~ended
+    carried = (~ended).to(change.dtype) * (discount * trace_decay)
     advantage = change.clone()
     for t in range(len(change) - 2, -1, -1):
         advantage[t] += carried[t] * advantage[t + 1]
@@ -275,7 +275,7 @@ class _Learner:
         import torch
 
         self.settings, self.model, self.prior = settings, model, prior
-        self.policy, self.value = learned.networks(settings, model)
+        self.policy, self.value = learned.networks(settings, model, prior)
         self.tempering = learned.Tempering(settings, model, prior)
         self.rounds, self.steps, self.path_seed = 0, 0, int(torch.randint(2**62, ()))
         if settings.estimator == "pathwise":

@@ -1,0 +1,148 @@
+"""Collection: episodes depend on their numbers alone, and go on after a resume as if never stopped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from inference_rl import load_target
+from inference_rl.learning.collection import Collector, Segment
+from inference_rl.networks import Architecture, NetworkPolicy, described
+from inference_rl.simulate import environments
+
+
+def policy_for(model) -> NetworkPolicy:
+    torch.manual_seed(1)
+    architecture = Architecture(
+        described(model.state_space), described(model.action_space), horizon=model.horizon
+    )
+    policy = NetworkPolicy(architecture)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.normal_(0.0, 0.3)
+    return policy
+
+
+def episodes_of(data: Segment) -> dict[tuple[int, int], torch.Tensor]:
+    """Rewards by slot and how many episodes ended in it before, whole episodes only."""
+    found = {}
+    for slot in range(data.reward.shape[1]):
+        ends = data.ended[:, slot].nonzero().flatten().tolist()
+        for i, (start, end) in enumerate(zip([-1, *ends], ends, strict=False)):
+            span = slice(start + 1, end + 1)
+            found[slot, i] = torch.cat(
+                [data.reward[span, slot], data.action[span, slot].double().flatten()]
+            )
+    return found
+
+
+@pytest.mark.parametrize("target", ["CartPole-v1", "grid-world", "Pendulum-v1"])
+def test_segments_and_whole_episodes_are_the_same_episodes(target: str) -> None:
+    model = load_target(target)
+    policy = policy_for(model)
+    whole = Collector(environments(model, 3, 60), 5).collect_episodes(policy)
+    parts = Collector(environments(model, 3, 60), 5)
+    joined = [parts.collect(policy, steps) for steps in (7, 60, 13)]
+    long = Segment(*(torch.cat([getattr(p, n) for p in joined]) for n in Segment.__annotations__))
+    first = episodes_of(long)
+    for slot in range(3):
+        valid = whole.valid[:, slot]
+        again = torch.cat(
+            [whole.reward[valid, slot], whole.action[valid, slot].double().flatten()]
+        )
+        torch.testing.assert_close(first[slot, 0], again, rtol=0, atol=0)
+
+
+def test_what_follows_a_step_is_never_the_next_episode() -> None:
+    model = load_target("CartPole-v1")
+    data = Collector(environments(model, 4, 30), 0).collect(policy_for(model), 200)
+    inside = ~data.ended[:-1]
+    torch.testing.assert_close(data.next_state[:-1][inside], data.state[1:][inside])
+    assert data.ended.any()
+    start = data.state[1:][data.ended[:-1]]
+    assert start.abs().max() <= 0.05  # where CartPole starts
+    assert (data.step[1:][data.ended[:-1]] == 0).all()
+    cut = data.truncated.nonzero()
+    assert (data.step[cut[:, 0], cut[:, 1]] == 29).all()
+    assert not (data.terminated & data.truncated).any()
+
+
+def test_whole_episodes_end_once_and_are_nothing_after() -> None:
+    model = load_target("CartPole-v1")
+    data = Collector(environments(model, 5), 0).collect_episodes(policy_for(model))
+    assert (data.ended.sum(0) == 1).all()
+    lengths = data.valid.sum(0)
+    ends = data.ended.int().argmax(0)
+    assert torch.equal(lengths, ends + 1)
+    assert not data.reward[~data.valid].any()
+
+
+@pytest.mark.parametrize("target", ["CartPole-v1", "grid-world"])
+@pytest.mark.parametrize("before", [0, 1, 17, 64])
+def test_goes_on_where_it_was(target: str, before: int) -> None:
+    model = load_target(target)
+    policy = policy_for(model)
+    one = Collector(environments(model, 3), 2)
+    if before:
+        one.collect(policy, before)
+    two = Collector(environments(model, 3), 2)
+    two.load_state_dict(one.state_dict())
+    for steps in (5, 40):
+        left, right = one.collect(policy, steps), two.collect(policy, steps)
+        for name in Segment.__annotations__:
+            assert torch.equal(getattr(left, name), getattr(right, name)), name
+    assert one.finished == two.finished
+
+
+def test_what_a_failed_collection_took_can_be_undone() -> None:
+    model = load_target("CartPole-v1")
+    policy = policy_for(model)
+    batch = environments(model, 3)
+    one = Collector(batch, 2)
+    one.collect(policy, 23)
+    expected = one.state_dict()
+    step, calls = batch.step, 0
+
+    def failing(*given):
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            raise RuntimeError("broken")
+        return step(*given)
+
+    batch.step = failing
+    with pytest.raises(RuntimeError, match="broken"):
+        one.collect(policy, 50)
+    found = one.state_dict(before=True)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(found[name], value)
+    assert found["finished"] == expected["finished"]
+    for left, right in zip(found["actions"], expected["actions"], strict=True):
+        assert (left is None and right is None) or torch.equal(left, right)
+
+
+def test_an_environment_that_does_not_heed_its_seed_is_told() -> None:
+    model = load_target("CartPole-v1")
+    policy = policy_for(model)
+    batch = environments(model, 2)
+    rng = np.random.default_rng()
+    reset = batch.reset
+    batch.reset = lambda slots, seeds: reset(slots, rng.integers(2**62, size=len(seeds)))
+    one = Collector(batch, 0)
+    one.collect(policy, 9)
+    # The replayed episode is another one: CartPole pays the same until it ends, so wait for that.
+    state = one.state_dict()
+    state["actions"] = [torch.zeros(40, dtype=torch.long) for _ in range(2)]
+    with pytest.raises(RuntimeError, match="went another way than it did before"):
+        one.load_state_dict(state)
+
+
+def test_whole_episodes_start_together() -> None:
+    model = load_target("CartPole-v1")
+    one = Collector(environments(model, 2), 0)
+    one.collect(policy_for(model), 3)
+    with pytest.raises(RuntimeError, match="expected every slot at its start"):
+        one.collect_episodes(policy_for(model))

@@ -1,0 +1,151 @@
+"""Networks: shapes, distributions, masks, scaling, and making them again from their description."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete, MultiDiscrete, Text
+from torch import nn
+
+from inference_rl.networks import (
+    Architecture,
+    ModulePolicy,
+    NetworkPolicy,
+    ObservationScaling,
+    StateFunction,
+    described,
+)
+
+BOX = Box(-1.0, 1.0, (3,))
+
+
+def policy(states, actions, **options) -> NetworkPolicy:
+    torch.manual_seed(0)
+    allowed = options.pop("allowed", None)
+    made = NetworkPolicy(
+        Architecture(described(states), described(actions), **options), allowed
+    )
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(0.0, 0.3)
+    return made
+
+
+@pytest.mark.parametrize("states", [Discrete(5), BOX])
+@pytest.mark.parametrize(
+    "actions", [Discrete(4), MultiDiscrete([2, 3]), Box(-2.0, 2.0, (2,)), Box(-np.inf, np.inf, (2,))]
+)
+@pytest.mark.parametrize("batch", [(), (6,), (2, 3)])
+def test_shapes(states, actions, batch) -> None:
+    made = policy(states, actions)
+    state = torch.randint(5, batch) if isinstance(states, Discrete) else torch.randn((*batch, 3))
+    distribution = made(state)
+    event = () if isinstance(actions, Discrete) else (2,)
+    assert distribution.batch_shape == batch
+    assert distribution.event_shape == event
+    action = distribution.sample()
+    assert action.shape == made.mode(state).shape == (*batch, *event)
+    assert distribution.log_prob(action).shape == batch
+    assert torch.isfinite(distribution.log_prob(action)).all()
+    again = NetworkPolicy.described_by(made.description())
+    again.load_state_dict(made.state_dict())
+    assert torch.equal(again(state).log_prob(action), distribution.log_prob(action))
+
+
+def test_combinations_of_actions_have_mass_one() -> None:
+    made = policy(BOX, MultiDiscrete([2, 3]))
+    every = torch.tensor([[i, j] for i in range(2) for j in range(3)])
+    mass = made(torch.randn(3).expand(6, 3)).log_prob(every).exp().sum()
+    assert mass.item() == pytest.approx(1, abs=1e-6)
+
+
+def test_a_density_has_mass_one_on_the_box() -> None:
+    made = policy(BOX, Box(-1.0, 1.0, (1,)))
+    grid = torch.linspace(-1, 1, 4001).unsqueeze(-1)
+    density = made(torch.randn(3).expand(len(grid), 3)).log_prob(grid).exp()
+    assert torch.trapezoid(density, grid.squeeze(-1)).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_the_mode_is_most_likely() -> None:
+    made = policy(Discrete(7), Discrete(4))
+    states = torch.arange(7)
+    assert torch.equal(made.mode(states), made(states).probs.argmax(-1))
+
+
+@pytest.mark.parametrize("states", [Discrete(5), BOX])
+def test_a_horizon_makes_it_depend_on_the_step(states) -> None:
+    made = policy(states, Discrete(3), horizon=4)
+    state = torch.arange(5) if isinstance(states, Discrete) else torch.randn(5, 3)
+    early, late = made(state, 0).probs, made(state, 3).probs
+    assert (early - late).abs().max() > 1e-3
+    steps = torch.tensor([0, 3, 0, 3, 0])
+    mixed = torch.where((steps == 0).unsqueeze(-1), early, late)
+    torch.testing.assert_close(made(state, steps).probs, mixed)
+    with pytest.raises(ValueError, match="depends on the step"):
+        made(state)
+
+
+def test_forbidden_actions_have_no_mass() -> None:
+    allowed = torch.tensor([[True, False, True], [True, True, True], [False, False, True]])
+    made = policy(Discrete(3), Discrete(3), masked=True, allowed=allowed)
+    probs = made(torch.arange(3)).probs
+    assert torch.equal(probs > 0, allowed)
+    assert made.mode(torch.tensor(2)).item() == 2
+    again = NetworkPolicy.described_by(made.description())
+    again.load_state_dict(made.state_dict())
+    assert torch.equal(again(torch.arange(3)).probs, probs)
+
+
+def test_scaling_has_the_moments_of_all_that_was_seen() -> None:
+    rng = np.random.default_rng(0)
+    scaling = ObservationScaling(2)
+    parts = [rng.normal(5, 3, (n, 2)) for n in (7, 1, 50)]
+    for part in parts:
+        scaling.update(torch.from_numpy(part))
+    whole = np.concatenate(parts)
+    np.testing.assert_allclose(scaling.mean.numpy(), whole.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(scaling.variance.numpy(), whole.var(0), rtol=1e-12)
+    scaled = scaling(torch.from_numpy(whole)).numpy()
+    np.testing.assert_allclose(scaled.std(0), 1, rtol=1e-9)
+    assert scaling(torch.full((2,), 1e9, dtype=torch.float64)).max() == 10
+
+
+def test_scaled_policies_see_scaled_observations() -> None:
+    made = policy(BOX, Discrete(2), scaled=True)
+    state = torch.randn(4, 3)
+    before = made(state).probs
+    made.parameters_of.scaling.update(torch.randn(100, 3) * 9 + 2)
+    assert (made(state).probs - before).abs().max() > 1e-3
+
+
+def test_a_module_of_ones_own() -> None:
+    class Own(nn.Module):
+        def forward(self, state):
+            return torch.distributions.Categorical(logits=state)
+
+    made = ModulePolicy(Own())
+    state = torch.tensor([[0.0, 2.0, 1.0]])
+    with pytest.raises(TypeError, match=r"expected an nn\.Module"):
+        ModulePolicy(lambda state: state)
+    assert made(state).probs.argmax() == 1
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (Text(3), "expected a Discrete, MultiDiscrete or Box space"),
+        (MultiDiscrete([[2, 2], [2, 2]]), "of one dimension"),
+    ],
+)
+def test_other_spaces_are_refused(space, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        described(space)
+
+
+def test_a_state_function_starts_as_it_should() -> None:
+    table = StateFunction(Architecture(described(Discrete(3)), described(Discrete(2))), 1, 1.0)
+    assert not table(torch.arange(3)).any()
+    torch.manual_seed(0)
+    deep = StateFunction(Architecture(described(BOX), described(Discrete(2)), hidden=(8,)), 2, 0.01)
+    assert deep(torch.randn(100, 3)).abs().max() < 0.1

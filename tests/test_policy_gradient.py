@@ -1,0 +1,272 @@
+"""The score-function gradient against the exact one, credit against its definition, and learning."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from inference_rl import (
+    CategoricalPrior,
+    Exact,
+    FiniteModel,
+    InferenceResult,
+    MaskPrior,
+    PolicyGradient,
+    infer,
+    load_target,
+)
+from inference_rl.inference.exact_finite import _objective, objective_parts
+from inference_rl.inference.policy_gradient import advantages, entropy_bonus_loss, score_loss
+from inference_rl.learning.collection import Collector
+from inference_rl.networks import Architecture, NetworkPolicy, described
+from inference_rl.simulate import environments
+
+STATES, ACTIONS, STEPS, DISCOUNT, TEMPERATURE = 3, 3, 5, 0.8, 0.7
+
+
+def model(seed: int = 0, uniform: bool = False) -> FiniteModel:
+    """A random model that ends in its last state, or after `STEPS` steps."""
+    rng = np.random.default_rng(seed)
+    transition = rng.dirichlet(np.ones(STATES), (STATES, ACTIONS))
+    prior = rng.dirichlet(np.ones(ACTIONS) * 3, STATES)
+    return FiniteModel.from_tables(
+        transition,
+        np.where(np.arange(STATES)[:, None, None] == STATES - 1, 0.0, rng.normal(size=(3, 3, 3))),
+        discount=DISCOUNT,
+        initial=np.array([0.6, 0.4, 0.0]),
+        prior=None if uniform else prior,
+        terminal=np.array([False, False, True]),
+        horizon=STEPS,
+    )
+
+
+def policy_for(given: FiniteModel) -> NetworkPolicy:
+    architecture = Architecture(
+        described(given.state_space), described(given.action_space), horizon=given.horizon
+    )
+    policy = NetworkPolicy(architecture).double()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        policy.parameters_of.table.normal_()
+    return policy
+
+
+def exact_gradient(given: FiniteModel, policy: NetworkPolicy) -> Tensor:
+    logits = policy.parameters_of.table.detach().clone().requires_grad_()
+    probs = logits.reshape(STEPS, STATES, ACTIONS).softmax(-1)
+    objective = _objective(given, probs, TEMPERATURE)
+    return torch.autograd.grad(objective, logits)[0]
+
+
+TWINS = {
+    "as it is": {},
+    "entropy's sign": {"sign": -1.0},
+    "no prior": {"without_prior": True},
+    "no discount": {"undiscounted": True},
+    "no end": {"bootstrap": True},
+}
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize("twin", list(TWINS))
+@pytest.mark.parametrize("baseline", [0.0, 1.5])
+def test_gradient_is_unbiased(twin: str, uniform: bool, baseline: float) -> None:
+    if twin == "no prior" and uniform:
+        pytest.skip("the uniform prior is a constant, which changes J and no gradient but at ends")
+    changed = TWINS[twin]
+    given = model(uniform=uniform)
+    policy = policy_for(given)
+    slots, rounds = 4000, 10
+    collector = Collector(environments(given, slots), 11)
+    table = policy.parameters_of.table
+    drawn = []
+    for _ in range(rounds):
+        data = collector.collect_episodes(policy)
+        log_prob = policy(data.state, data.step).log_prob(data.action)
+        divergence = log_prob.detach()
+        if not changed.get("without_prior"):
+            divergence = divergence - given.action_prior(data.state).log_prob(data.action)
+        reward = data.reward - changed.get("sign", 1.0) * TEMPERATURE * divergence
+        value = torch.full_like(reward, baseline)
+        terminated = data.terminated & (not changed.get("bootstrap", False))
+        advantage = advantages(
+            torch.where(data.valid, reward, 0.0),
+            value,
+            value + 3.0 * changed.get("bootstrap", False),
+            terminated,
+            data.ended,
+            discount=DISCOUNT,
+            trace_decay=1.0,
+        )
+        power = 0 if changed.get("undiscounted") else data.step
+        weight = DISCOUNT**power * data.valid * torch.ones_like(reward)
+        for part in torch.arange(slots).chunk(20):
+            loss = score_loss(
+                log_prob[:, part], advantage[:, part], weight[:, part] / len(part)
+            )
+            drawn.append(-torch.autograd.grad(loss, table, retain_graph=True)[0])
+    sample = torch.stack(drawn)
+    error = sample.std(0) / math.sqrt(len(sample))
+    known = error > 1e-12
+    deviation = ((sample.mean(0) - exact_gradient(given, policy)) / error)[known].abs().max()
+    if twin == "as it is":
+        assert deviation < 4.5
+    else:
+        assert deviation > 6
+
+
+def test_advantages_are_what_they_are_defined_to_be() -> None:
+    rng = np.random.default_rng(0)
+    shape, discount, decay = (30, 4), 0.9, 0.7
+    reward, value, following = (torch.from_numpy(rng.normal(size=shape)) for _ in range(3))
+    terminated = torch.from_numpy(rng.random(shape) < 0.1)
+    ended = terminated | torch.from_numpy(rng.random(shape) < 0.1)
+    found = advantages(
+        reward, value, following, terminated, ended, discount=discount, trace_decay=decay
+    )
+    for t in range(shape[0]):
+        for n in range(shape[1]):
+            total, weight = 0.0, 1.0
+            for k in range(t, shape[0]):
+                rest = 0.0 if terminated[k, n] else discount * following[k, n]
+                total += weight * (reward[k, n] + rest - value[k, n])
+                weight *= discount * decay
+                if ended[k, n]:
+                    break
+            assert found[t, n].item() == pytest.approx(float(total), abs=1e-12)
+
+
+def test_the_textbook_bonus_is_another_gradient() -> None:
+    logits = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64, requires_grad=True)
+    entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum()
+    action, advantage = torch.tensor(1), torch.tensor(2.0, dtype=torch.float64)
+    log_prob = logits.log_softmax(-1)[action]
+    one = torch.ones((), dtype=torch.float64)
+    loss = entropy_bonus_loss(log_prob, entropy, advantage, one, 0.5)
+    found = torch.autograd.grad(loss, logits, retain_graph=True)[0]
+    probs = logits.softmax(-1).detach()
+    score = torch.eye(3, dtype=torch.float64)[1] - probs
+    slope = -probs * (probs.log() + entropy.detach())
+    torch.testing.assert_close(-found, 2.0 * score + 0.5 * slope)
+    # Of J's gradient there is no such part: it has the entropy of later steps in the advantage.
+    score_only = torch.autograd.grad(score_loss(log_prob, advantage, one), logits)[0]
+    assert (found - score_only).abs().max() > 0.03
+
+
+def regret(given: FiniteModel, result: InferenceResult, temperature: float) -> float:
+    """J(π*) − J(π) over |J(π*) − J(ρ)|."""
+    states = torch.arange(given.num_states)
+    if given.horizon is None:
+        table = result.policy(states).probs.double()
+    else:
+        table = torch.stack([result.policy(states, t).probs.double() for t in range(given.horizon)])
+    best = infer(given, Exact(temperature)).objective
+    prior = _objective(given, given.log_prior.exp().expand_as(table), temperature)
+    return float((best - _objective(given, table, temperature)) / (best - prior).abs())
+
+
+SETTINGS = {"weigh_by_discount": True, "evaluation_episodes": 0, "learning_rate": 0.1}
+
+
+@pytest.mark.parametrize(("target", "steps"), [("tree", 100_000), ("chain", 200_000)])
+def test_learns_what_exact_inference_finds(target: str, steps: int) -> None:
+    given = load_target(target)
+    finite = infer(given, Exact(0.1)).model
+    settings = PolicyGradient(
+        temperature=0.1,
+        total_steps=steps,
+        environments=64,
+        steps_per_round=16,
+        value_learning_rate=0.1,
+        normalise_advantages=False,
+        max_gradient_norm=1e9,
+        **SETTINGS,
+    )
+    assert regret(finite, infer(finite, settings), 0.1) < 0.01
+
+
+def test_forbidden_actions_are_never_taken() -> None:
+    lake = load_target("FrozenLake-v1")
+    settings = PolicyGradient(temperature=0.05, total_steps=3000, evaluation_episodes=0)
+    for prior in (
+        MaskPrior([True, True, True, False]),
+        CategoricalPrior(probs=[0.5, 0.25, 0.25, 0.0]),
+    ):
+        result = infer(lake, settings, prior=prior)
+        assert not result.policy(torch.arange(16)).probs[:, 3].any()
+        assert math.isfinite(result.objective)
+    with pytest.raises(ValueError, match="which the policy took, got none"):
+        infer(
+            load_target("CartPole-v1"),
+            settings,
+            prior=MaskPrior(lambda s: torch.stack([s[..., 0] < 0, s[..., 0] >= 0], -1)),
+        )
+
+
+def test_temperatures_move() -> None:
+    given = load_target("chain")
+    annealed = PolicyGradient(
+        temperature=1.0, final_temperature=0.01, total_steps=5000, evaluation_episodes=0
+    )
+    assert infer(given, annealed).temperature == pytest.approx(0.01, rel=0.1)
+    tuned = PolicyGradient(
+        temperature="auto",
+        target_divergence=0.2,
+        learning_rate=0.05,
+        total_steps=120_000,
+        evaluation_episodes=0,
+    )
+    rows = infer(given, tuned).metrics[-4:]
+    assert np.mean([row["divergence"] for row in rows]) == pytest.approx(0.2, rel=0.3)
+    assert rows[-1]["temperature"] < 0.2  # from 1
+
+
+def test_saved_and_loaded(tmp_path) -> None:
+    given = load_target("chain")
+    result = infer(given, PolicyGradient(total_steps=600, evaluation_episodes=2))
+    result.save(tmp_path)
+    loaded = InferenceResult.load(tmp_path)
+    states = torch.arange(int(given.state_space.n))
+    assert torch.equal(loaded.policy(states).probs, result.policy(states).probs)
+    assert torch.equal(loaded.v(states), result.v(states))
+    assert loaded.routine == result.routine
+    assert loaded.metrics == result.metrics
+    assert loaded.objective == result.objective
+
+
+def test_estimated_parts_are_those_of_the_policy() -> None:
+    given = model()
+    policy = policy_for(given)
+    from inference_rl.inference import learned
+
+    learned_parts = [
+        learned.estimated_parts(given, policy, given.action_prior, seed) for seed in range(60)
+    ]
+    table = policy.parameters_of.table.detach().reshape(STEPS, STATES, ACTIONS).softmax(-1)
+    exact = objective_parts(given, table)
+    for name in ("expected_return", "entropy", "divergence", "steps"):
+        drawn = np.array([getattr(parts, name) for parts in learned_parts])
+        error = drawn.std(ddof=1) / math.sqrt(len(drawn))
+        assert abs(drawn.mean() - getattr(exact, name)) < 4 * error
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"temperature": -1.0}, "temperature: expected a finite number >= 0"),
+        ({"temperature": "auto", "final_temperature": 0.1}, "final_temperature: expected none"),
+        ({"final_temperature": 0.0}, "annealing is geometric"),
+        ({"target_entropy": 0.1}, "go with temperature='auto'"),
+        ({"total_steps": 0}, "total_steps: expected a whole number >= 1"),
+        ({"trace_decay": 1.5}, r"trace_decay: expected a number in \[0, 1\]"),
+        ({"hidden": (0,)}, "hidden: expected positive widths"),
+        ({"baseline": "none"}, "nothing stands for what follows a segment"),
+    ],
+)
+def test_what_is_refused(settings: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        PolicyGradient(**settings)
