@@ -1,4 +1,4 @@
-"""Collection: episodes depend on their numbers alone, and go on after a resume as if never stopped."""
+"""Collection: episodes depend on their numbers alone, and go on as if they had not stopped."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ def test_segments_and_whole_episodes_are_the_same_episodes(target: str) -> None:
     first = episodes_of(long)
     for slot in range(3):
         valid = whole.valid[:, slot]
-        again = torch.cat(
-            [whole.reward[valid, slot], whole.action[valid, slot].double().flatten()]
-        )
+        again = torch.cat([whole.reward[valid, slot], whole.action[valid, slot].double().flatten()])
         torch.testing.assert_close(first[slot, 0], again, rtol=0, atol=0)
 
 

@@ -23,9 +23,7 @@ BOX = Box(-1.0, 1.0, (3,))
 def policy(states, actions, **options) -> NetworkPolicy:
     torch.manual_seed(0)
     allowed = options.pop("allowed", None)
-    made = NetworkPolicy(
-        Architecture(described(states), described(actions), **options), allowed
-    )
+    made = NetworkPolicy(Architecture(described(states), described(actions), **options), allowed)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(0.0, 0.3)
@@ -34,7 +32,8 @@ def policy(states, actions, **options) -> NetworkPolicy:
 
 @pytest.mark.parametrize("states", [Discrete(5), BOX])
 @pytest.mark.parametrize(
-    "actions", [Discrete(4), MultiDiscrete([2, 3]), Box(-2.0, 2.0, (2,)), Box(-np.inf, np.inf, (2,))]
+    "actions",
+    [Discrete(4), MultiDiscrete([2, 3]), Box(-2.0, 2.0, (2,)), Box(-np.inf, np.inf, (2,))],
 )
 @pytest.mark.parametrize("batch", [(), (6,), (2, 3)])
 def test_shapes(states, actions, batch) -> None:

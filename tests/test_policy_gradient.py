@@ -1,4 +1,4 @@
-"""The score-function gradient against the exact one, credit against its definition, and learning."""
+"""The score-function gradient against the exact one, credit against its definition."""
 
 from __future__ import annotations
 
@@ -105,9 +105,7 @@ def test_gradient_is_unbiased(twin: str, uniform: bool, baseline: float) -> None
         power = 0 if changed.get("undiscounted") else data.step
         weight = DISCOUNT**power * data.valid * torch.ones_like(reward)
         for part in torch.arange(slots).chunk(20):
-            loss = score_loss(
-                log_prob[:, part], advantage[:, part], weight[:, part] / len(part)
-            )
+            loss = score_loss(log_prob[:, part], advantage[:, part], weight[:, part] / len(part))
             drawn.append(-torch.autograd.grad(loss, table, retain_graph=True)[0])
     sample = torch.stack(drawn)
     error = sample.std(0) / math.sqrt(len(sample))

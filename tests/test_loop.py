@@ -1,0 +1,240 @@
+"""A run that is stopped, however, and resumed ends with the bytes of one that was not."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from inference_rl import PolicyGradient, infer, load_target
+from inference_rl.cli import main
+from inference_rl.inference import policy_gradient
+from inference_rl.inference.setup import resume
+
+SETTINGS = {
+    "total_steps": 1200,
+    "environments": 4,
+    "steps_per_round": 10,
+    "save_every": 100,
+    "evaluate_every": 300,
+    "evaluation_episodes": 2,
+}
+OPTIONS = [
+    word for name, value in SETTINGS.items() for word in (f"--{name.replace('_', '-')}", str(value))
+]
+
+
+def files(run: Path) -> dict[str, str]:
+    """What must be the same twice."""
+    return {
+        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(run.rglob("*"))
+        if path.is_file() and path.name != "timing.json"
+    }
+
+
+class Stopped(BaseException):
+    """What kills a run in its process."""
+
+
+@pytest.mark.parametrize("target", ["chain", "CartPole-v1"])
+def test_stopped_anywhere_any_number_of_times(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = PolicyGradient(**SETTINGS)
+    infer(load_target(target), settings, seed=4, directory=tmp_path / "whole").save(
+        tmp_path / "whole"
+    )
+    original, rng = policy_gradient._Learner.update, random.Random(0)
+    left = 0
+
+    def update(self, data):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Stopped
+        return original(self, data)
+
+    monkeypatch.setattr(policy_gradient._Learner, "update", update)
+    run, stops = tmp_path / "stopped", 0
+    while True:
+        left = rng.randint(1, 12) if stops < 8 else 10**9
+        try:
+            result = infer(load_target(target), settings, seed=4, directory=run)
+            break
+        except Stopped:
+            stops += 1
+    assert stops >= 4
+    result.save(run)
+    assert files(run) == files(tmp_path / "whole")
+    assert [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] == (
+        result.metrics
+    )
+
+
+def command(*words: object) -> list[str]:
+    return [str(Path(sys.executable).with_name("inference-rl")), *map(str, words)]
+
+
+def killed(target: str, steps: int, kills: int, folder: Path, *options: str) -> None:
+    """Hold a run that SIGKILL struck so often against one that it did not."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    begin = ["infer", target, "policy-gradient", "--total-steps", steps, "--save-every", 500]
+    begin += ["--evaluate-every", 2000, "--evaluation-episodes", 2, "--episodes", 3, *options]
+    started = time.monotonic()
+    subprocess.run(command(*begin, "--out", folder / "whole"), check=True, **quiet)
+    took, rng = time.monotonic() - started, random.Random(1)
+    run, struck = folder / "struck", 0
+    while not (run / "run.json").exists():
+        begun = (run / "setup.json").exists()
+        words = ["infer", "--resume", run] if begun else [*begin, "--out", run]
+        process = subprocess.Popen(command(*words), **quiet)
+        try:
+            limit = rng.uniform(0.5, 1.0) * took if struck < kills else None
+            assert process.wait(limit) == 0
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            struck += 1
+    assert struck > 0
+    assert files(run) == files(folder / "whole")
+
+
+def test_sigkill(tmp_path: Path) -> None:
+    killed("CartPole-v1", 12_000, 3, tmp_path)
+
+
+@pytest.mark.slow
+def test_twenty_sigkills(tmp_path: Path) -> None:
+    killed("CartPole-v1", 60_000, 20, tmp_path)
+
+
+@pytest.mark.slow
+def test_sigkill_on_mujoco(tmp_path: Path) -> None:
+    pytest.importorskip("mujoco")
+    killed("HalfCheetah-v5", 6000, 5, tmp_path, "--environments", "2")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["infer", "chain", "policy-gradient", "--total-steps", 10**7, "--out", run]
+    process = subprocess.Popen(
+        command(*words, "--evaluation-episodes", 0),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"go on with: inference-rl infer --resume {run}" in said
+    assert list((run / "checkpoints").iterdir())
+
+
+def test_a_fault_of_the_environment_is_named_and_what_came_before_is_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "leaky.py"
+    file.write_text(
+        "import torch, pyro.distributions as dist\n"
+        "from gymnasium.spaces import Discrete\n"
+        "from inference_rl import EnvironmentModel\n"
+        "class Leaky(EnvironmentModel):\n"
+        "    state_space, action_space, discount = Discrete(200), Discrete(2), 0.9\n"
+        "    def initial_state(self): return dist.Delta(torch.tensor(0))\n"
+        "    def transition(self, state, action): return dist.Delta((state + 1) % 200)\n"
+        "    def reward(self, state, action, next_state):\n"
+        "        return torch.where(next_state == 150, torch.nan, 1.0)\n"
+    )
+    with pytest.raises(SystemExit) as stop:
+        main(["infer", f"{file}", "policy-gradient", *OPTIONS, "--out", str(tmp_path / "run")])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    for word in ("Leaky", "episode seed", "step 149", "reward", "nan", "--resume"):
+        assert word in said
+    assert list((tmp_path / "run/checkpoints").iterdir())
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, fsync, calls = PolicyGradient(**SETTINGS), os.fsync, 0
+
+    def full(handle: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 30:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            infer(load_target("chain"), settings, directory=tmp_path / "run")
+    infer(load_target("chain"), settings, directory=tmp_path / "run").save(tmp_path / "run")
+    infer(load_target("chain"), settings, directory=tmp_path / "whole").save(tmp_path / "whole")
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+
+
+def test_what_is_not_finite_stops_the_run() -> None:
+    settings = PolicyGradient(**SETTINGS | {"learning_rate": 1e38, "value_learning_rate": 1e38})
+    with pytest.raises((FloatingPointError, ValueError), match=r"finite|nan"):
+        infer(load_target("CartPole-v1"), settings)
+
+
+def begun(folder: Path) -> Path:
+    """A run that was stopped after its first checkpoint."""
+    run = folder / "run"
+    with pytest.raises(SystemExit):
+        main(["infer", "chain", "policy-gradient", *OPTIONS, "--out", str(run), "--episodes", "x"])
+    main(["infer", "chain", "policy-gradient", *OPTIONS, "--out", str(run), "--episodes", "2"])
+    (run / "run.json").unlink()
+    return run
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_what_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = begun(tmp_path)
+    assert "nothing to resume" in refused(["infer", "--resume", str(tmp_path)], capsys)
+    assert "nothing else" in refused(["infer", "--resume", str(run), "--seed", "2"], capsys)
+    again = ["infer", "chain", "policy-gradient", *OPTIONS, "--out", str(run)]
+    assert "--resume" in refused(again, capsys)
+    setup = json.loads((run / "setup.json").read_text())
+    (run / "setup.json").write_text(json.dumps(setup | {"version": "0.0.0"}))
+    assert "whose version is '0.0.0'" in refused(["infer", "--resume", str(run)], capsys)
+    (run / "setup.json").write_text("{")
+    assert "is damaged" in refused(["infer", "--resume", str(run)], capsys)
+    (run / "setup.json").write_text(json.dumps(setup))
+    main(["infer", "--resume", str(run), "--json"])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["routine"] == "policy-gradient"
+    assert report["evaluation"]["episodes"] == 2
+    assert "nothing left to resume" in refused(["infer", "--resume", str(run)], capsys)
+
+
+def test_other_settings_in_the_same_place_are_refused(tmp_path: Path) -> None:
+    chain = load_target("chain")
+    infer(chain, PolicyGradient(**SETTINGS), directory=tmp_path)
+    with pytest.raises(ValueError, match="a run is resumed as it was begun"):
+        infer(chain, PolicyGradient(**SETTINGS), seed=1, directory=tmp_path)
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        resume(tmp_path / "elsewhere")
