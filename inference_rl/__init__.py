@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from inference_rl.finite import FiniteModel
     from inference_rl.inference import InferenceResult, infer
     from inference_rl.inference.exact import Exact
+    from inference_rl.inference.pcl import PCL
     from inference_rl.inference.policy_gradient import PolicyGradient
     from inference_rl.linear_gaussian import LinearGaussianModel
     from inference_rl.model_environment import as_gymnasium
@@ -44,6 +45,7 @@ _HOME = {
     "InferenceResult": "inference",
     "infer": "inference",
     "Exact": "inference.exact",
+    "PCL": "inference.pcl",
     "PolicyGradient": "inference.policy_gradient",
     "LinearGaussianModel": "linear_gaussian",
     "as_gymnasium": "model_environment",
@@ -62,6 +64,7 @@ _HOME = {
 }
 
 __all__ = [
+    "PCL",
     "CategoricalPrior",
     "EnvironmentModel",
     "Exact",

@@ -39,6 +39,7 @@ class Architecture:
     :ivar hidden: widths of the hidden layers. :ivar activation: tanh, relu or silu.
     :ivar scaled: whether observations are scaled to zero mean and unit variance, as seen so far.
     :ivar masked: whether some discrete actions are forbidden.
+    :ivar logit_scale: reward units; what outputs are divided by to be logits of discrete actions.
     """
 
     states: dict[str, Any]
@@ -48,6 +49,7 @@ class Architecture:
     activation: str = "tanh"
     scaled: bool = False
     masked: bool = False
+    logit_scale: float = 1.0
 
 
 def described(space: Space[Any]) -> dict[str, Any]:
@@ -216,9 +218,9 @@ class NetworkPolicy(Policy):
         return dataclasses.asdict(self.architecture)
 
     def forward(self, state: Tensor, t: int | Tensor | None = None) -> TorchDistribution:
-        parameters = self.parameters_of(state, t)
         if self.action_kind == "discrete":
-            return _Logits(self._masked(parameters, state))
+            return _Logits(self.logits(state, t))
+        parameters = self.parameters_of(state, t)
         if self.action_kind == "multi-discrete":
             parts = parameters.split(self.sizes, dim=-1)
             widest = max(self.sizes)
@@ -233,20 +235,43 @@ class NetworkPolicy(Policy):
             return TruncatedNormal(parameters, scale, validate_args=False).to_event(1)
         return dist.Normal(parameters, scale, validate_args=False).to_event(1)
 
-    def _masked(self, logits: Tensor, state: Tensor) -> Tensor:
+    def logits(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
+        """Of discrete actions, batch + (A,), as they are: log π up to a constant of the state."""
+        logits = self.parameters_of(state, t)
+        if self.architecture.logit_scale != 1:
+            logits = logits / self.architecture.logit_scale
         if not self.architecture.masked:
             return logits
         allowed = self.allowed if self.allowed.dim() == 1 else self.allowed[state]
         return logits.masked_fill(~allowed, -torch.inf)
 
     def mode(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
-        parameters = self.parameters_of(state, t)
         if self.action_kind == "discrete":
-            return self._masked(parameters, state).argmax(-1)
+            return self.logits(state, t).argmax(-1)
+        parameters = self.parameters_of(state, t)
         if self.action_kind == "multi-discrete":
             parts = parameters.split(self.sizes, dim=-1)
             return torch.stack([part.argmax(-1) for part in parts], dim=-1)
         return parameters.clamp(-1, 1) if self.architecture.actions["bounded"] else parameters
+
+
+class LogPartition(nn.Module):
+    """V(s) = temperature · log Σ_a exp f(s, a), reward units, of the logits f of a policy.
+
+    :param temperature: > 0, reward units.
+    """
+
+    temperature: Tensor
+
+    def __init__(self, policy: NetworkPolicy, temperature: float) -> None:
+        super().__init__()
+        self._policy = (policy,)  # in a tuple, because it is no part of this module
+        self.horizon = policy.architecture.horizon
+        self.register_buffer("temperature", torch.tensor(temperature))
+
+    def forward(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
+        """Batch + (1,)."""
+        return self.temperature * self._policy[0].logits(state, t).logsumexp(-1, keepdim=True)
 
 
 class ModulePolicy(Policy):

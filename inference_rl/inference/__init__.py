@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 ROUTINES = {
     "exact": "inference_rl.inference.exact:Exact",
     "policy-gradient": "inference_rl.inference.policy_gradient:PolicyGradient",
+    "pcl": "inference_rl.inference.pcl:PCL",
 }
 """Names on the command line, and where their settings live."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,9 +93,11 @@ def check_ranges(settings: Any, **ranges: tuple[float | None, float | None]) -> 
 
 
 def networks(
-    settings: Any, model: EnvironmentModel, prior: ActionPrior
+    settings: Any, model: EnvironmentModel, prior: ActionPrior, *, logit_scale: float = 1.0
 ) -> tuple[Policy, StateFunction]:
     """A policy and a state value for `model`, as `settings` want them.
+
+    :param logit_scale: reward units; see `Architecture`.
 
     The policy never takes what `prior` forbids, where states are discrete or the prior is the same
     in all of them.
@@ -116,6 +119,7 @@ def networks(
         hidden=tuple(settings.hidden),
         activation=settings.activation,
         scaled=settings.scale_observations,
+        logit_scale=logit_scale,
     )
     allowed = _allowed(model, prior)
     if allowed is not None:
@@ -228,6 +232,36 @@ def log_prior(prior: ActionPrior, data: Segment) -> Tensor:
             "that never takes them"
         )
     return log_prob
+
+
+def warn_of_random_dynamics(model: EnvironmentModel) -> None:
+    """Warn if what follows a state and an action is random, where the program tells.
+
+    :warns UserWarning: a squared residual of sampled paths is biased there.
+    """
+    import torch
+    from gymnasium.spaces import Discrete
+
+    from inference_rl.simulate import GymnasiumModel
+
+    if isinstance(model, GymnasiumModel):
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if isinstance(model.state_space, Discrete):
+            state = torch.arange(int(model.state_space.n)).repeat(8)
+            state = state[~model.terminal(state)]
+        else:
+            state = model.initial_state().sample((64,))
+        transition = model.transition(state, model.action_prior(state).sample())
+        draws = [transition.sample() for _ in range(8)]
+    if any(not torch.equal(draws[0], other) for other in draws[1:]):
+        warnings.warn(
+            f"{model.name} has random dynamics, under which the squared residual of a sampled path "
+            "is biased by the variance of the value it leads to, and the policy prefers what is "
+            "certain; on a finite model use expectation='model' with window=1",
+            stacklevel=2,
+        )
 
 
 def observe(data: Segment, *modules: nn.Module) -> None:
