@@ -14,6 +14,8 @@ import itertools
 import json
 import math
 import re
+import shlex
+import shutil
 import sys
 import threading
 import time
@@ -29,6 +31,7 @@ from inference_rl.inference import ROUTINES, routine_class
 if TYPE_CHECKING:
     from inference_rl.environment import EnvironmentModel
     from inference_rl.inference import InferenceResult
+    from inference_rl.networks import NetworkPolicy
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
 
@@ -113,7 +116,7 @@ class Infer:
     """Print one JSON object, and nothing else, on stdout."""
 
     def run(self) -> dict[str, Any]:
-        from inference_rl.inference import infer
+        from inference_rl.inference import infer, setup
         from inference_rl.targets import load_target
 
         if self.episodes < 0:
@@ -127,13 +130,13 @@ class Infer:
             out = stack.enter_context(_claimed(free))
             where = {}
             if hasattr(self.routine, "save_every"):
-                _note_episodes(out, self.episodes)
+                setup.write(out, self.routine, model, prior, self.seed, episodes=self.episodes)
                 where = {"directory": out}
-            with _resumable(out):
+            with _one_sentence(out):
                 result = infer(
                     model, self.routine, prior=prior, seed=self.seed, progress=progress, **where
                 )
-            return _finish(result, out, self.episodes, progress, self.json)
+                return _finish(result, out, self.episodes, progress, self.json)
 
     def _load_prior(self, model: EnvironmentModel) -> ActionPrior | None:
         from inference_rl.targets import load_prior
@@ -157,12 +160,12 @@ class Resume:
     """Print one JSON object, and nothing else, on stdout."""
 
     def run(self) -> dict[str, Any]:
-        from inference_rl.inference.setup import resume
+        from inference_rl.inference.setup import read, resume
 
-        with _progress() as progress:
-            episodes = _noted_episodes(self.resume)
-            with _resumable(self.resume):
-                result = resume(self.resume, progress=progress)
+        with _progress() as progress, _one_sentence(self.resume):
+            noted = read(self.resume)["episodes"]
+            result = resume(self.resume, progress=progress)
+            episodes = Infer.episodes if noted is None else noted
             return _finish(result, self.resume, episodes, progress, self.json)
 
 
@@ -215,7 +218,7 @@ class Evaluate:
 
         if self.env_kwargs and self.target is None:
             raise ValueError("--env-kwargs was given without --target: name the target too")
-        with _progress() as progress:
+        with _progress() as progress, _one_sentence():
             model = None
             if self.target is not None:
                 model = load_target(self.target, env_kwargs=self.env_kwargs)
@@ -464,41 +467,41 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 
 @contextlib.contextmanager
-def _resumable(directory: Path) -> Iterator[None]:
-    """What stops a run within says how to go on with it, if it has a checkpoint."""
+def _one_sentence(run: Path | None = None) -> Iterator[None]:
+    """What stops a command is one sentence, and says how to go on with `run` if that is begun."""
+    from inference_rl.inference.setup import SETUP
     from inference_rl.learning.checkpoints import exist
+    from inference_rl.runs import MANIFEST
     from inference_rl.simulate import EnvironmentFault
 
     def how() -> str:
-        return f"; go on with: inference-rl infer --resume {directory}" if exist(directory) else ""
+        if run is None or (run / MANIFEST).exists() or not (run / SETUP).exists():
+            return ""
+        if not exist(run):
+            return ""
+        return f"; go on with: inference-rl infer --resume {shlex.quote(str(run))}"
 
     try:
         yield
     except (EnvironmentFault, FloatingPointError) as error:
         raise ValueError(f"{error}{how()}") from error
+    except (FileNotFoundError, FileExistsError):  # which say themselves what to do
+        raise
+    except OSError as error:
+        raise OSError(f"{error}{how()}") from error
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"{error}{how()}") from None
 
 
-def _note_episodes(directory: Path, episodes: int) -> None:
-    """Keep how many episodes the last evaluation of a run is to have, for whoever resumes it."""
-    from inference_rl.runs import write_durably
-
-    write_durably(directory / "evaluation.json", json.dumps({"episodes": episodes}).encode())
-
-
-def _noted_episodes(directory: Path) -> int:
-    path = directory / "evaluation.json"
-    return int(json.loads(path.read_bytes())["episodes"]) if path.is_file() else 100
-
-
 @contextlib.contextmanager
 def _claimed(directory: Path) -> Iterator[Path]:
-    """`directory`, made for a run; gone again if nothing was saved in it."""
+    """`directory`, made for a run; as it was before, if nothing was saved in it."""
     from inference_rl.inference.setup import SETUP
+    from inference_rl.learning.checkpoints import exist
+    from inference_rl.learning.loop import METRICS
     from inference_rl.runs import claim
 
-    is_new = not directory.exists()
+    found = {path.name for path in directory.iterdir()} if directory.is_dir() else None
     if (directory / SETUP).exists():
         raise FileExistsError(
             f"{directory} holds a run that was begun; go on with it by inference-rl infer --resume "
@@ -508,10 +511,20 @@ def _claimed(directory: Path) -> Iterator[Path]:
     try:
         yield path
     except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):  # not empty: something was saved
-                path.rmdir()
+        with contextlib.suppress(OSError):
+            if not exist(path):  # what there is of checkpoints is a save that failed
+                for name in {SETUP, METRICS, "checkpoints", "tensorboard"} - (found or set()):
+                    _remove(path / name)
+            if found is None:
+                path.rmdir()  # which is refused if something was saved
         raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _free_directory(name: str, routine: str, seed: int) -> Path:
@@ -526,9 +539,12 @@ def _fitted(model: EnvironmentModel, policy: Policy, directory: Path) -> Environ
     :raises ValueError: the policy is for other states or actions.
     """
     from inference_rl.environment import WithPreviousAction
+    from inference_rl.networks import NetworkPolicy
     from inference_rl.policies import TabularPolicy
 
     states, actions = model.state_space, model.action_space
+    if isinstance(policy, NetworkPolicy):
+        return _fitted_to_network(model, policy, directory)
     if isinstance(policy, TabularPolicy):
         size = tuple(policy.probs.shape[-2:])
         expected = "{} states and {} actions".format(*size)
@@ -540,8 +556,42 @@ def _fitted(model: EnvironmentModel, policy: Policy, directory: Path) -> Environ
         expected = "states in {} and actions in {} dimensions".format(*size)
         given = tuple(math.prod(space.shape or (0,)) for space in (states, actions))
     if size != given:
-        raise ValueError(
-            f"{directory}: its policy is for {expected}, and {model.name} has {states} and "
-            f"{actions}"
-        )
+        raise _misfit(model, expected, directory)
     return model
+
+
+def _fitted_to_network(
+    model: EnvironmentModel, policy: NetworkPolicy, directory: Path
+) -> EnvironmentModel:
+    from inference_rl.environment import WithPreviousAction
+    from inference_rl.networks import described
+
+    made_for = policy.architecture
+    states, actions = _layout(described(model.state_space)), _layout(described(model.action_space))
+    wanted = _layout(made_for.states), _layout(made_for.actions)
+    if made_for.horizon is not None and (model.horizon or math.inf) > made_for.horizon:
+        raise ValueError(
+            f"{directory}: its policy depends on the step, of which it knows {made_for.horizon}, "
+            f"and episodes of {model.name} have "
+            + ("no horizon" if model.horizon is None else f"a horizon of {model.horizon}")
+        )
+    if wanted == (states, actions):
+        return model
+    remembering = ("discrete", states[1] * (actions[1] + 1)) if states[0] == "discrete" else None
+    if wanted == (remembering, actions):  # inferred under a StickyPrior
+        return WithPreviousAction(model)
+    words = "{1} {0} states and {3} {2} actions".format(*wanted[0], *wanted[1])
+    raise _misfit(model, words, directory)
+
+
+def _layout(description: dict[str, Any]) -> tuple[str, Any]:
+    """Kind and size of a space: whether states have bounds is nothing to a network."""
+    sizes = {name: value for name, value in description.items() if name not in ("kind", "bounded")}
+    return description["kind"], *sizes.values()
+
+
+def _misfit(model: EnvironmentModel, expected: str, directory: Path) -> ValueError:
+    return ValueError(
+        f"{directory}: its policy is for {expected}, and {model.name} has {model.state_space} and "
+        f"{model.action_space}"
+    )

@@ -20,7 +20,7 @@ from inference_rl.blocks import in_blocks
 from inference_rl.environment import EnvironmentModel
 from inference_rl.policies import Policy
 from inference_rl.randomness import ACTIONS, derived, draw, episode_seeds
-from inference_rl.simulate import environments
+from inference_rl.simulate import environments, time_limit
 
 STEP_LIMIT = 10_000
 """Where an episode without any other limit is cut."""
@@ -85,9 +85,8 @@ def evaluate(
     """Run `policy` for some episodes on the real environment of `model`, or else on its program.
 
     :param deterministic: take the most likely action instead of drawing one.
-    :param max_steps: cut episodes there, if not before: at the environment's own limit or horizon;
-        where there is none, at `STEP_LIMIT` if the model has an end, and else at its
-        `discounted_steps`.
+    :param max_steps: cut episodes there, in place of `episode_limit`, unless they end before: at
+        the horizon, or at the environment's own limit.
     :raises ValueError: no episodes to run, or no steps.
     :raises EnvironmentFault: the environment failed, or gave NaN; see `inference_rl.batch`.
 
@@ -98,10 +97,7 @@ def evaluate(
         raise ValueError(f"episodes: expected at least one, got {episodes}")
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"max_steps: expected at least one, got {max_steps}")
-    endless = model.gymnasium_id is None and not model.can_end
-    natural = discounted_steps(model.discount) if endless else STEP_LIMIT
-    given = [steps for steps in (max_steps, model.horizon) if steps is not None]
-    limit = min(given, default=natural)
+    limit = max_steps if max_steps is not None else episode_limit(model)
     size = PROGRAM_BATCH if model.gymnasium_id is None else REAL_BATCH
     seeds = episode_seeds(derived(seed, "environment"), np.arange(episodes))
     run = _Run(model, policy, deterministic, episodes)
@@ -118,6 +114,19 @@ def evaluate(
         cut=run.cut,
         environment=model.gymnasium_id or model.name,
     )
+
+
+def episode_limit(model: EnvironmentModel) -> int:
+    """Steps after which an episode of `model` is cut, by evaluation and learning alike.
+
+    Its horizon, or else the time limit of its Gymnasium environment. Where there is neither,
+    `STEP_LIMIT` if something may end an episode, and its `discounted_steps` if nothing can.
+    """
+    if model.horizon is not None:
+        return model.horizon
+    if model.gymnasium_id is not None:
+        return time_limit(model) or STEP_LIMIT
+    return STEP_LIMIT if model.can_end else discounted_steps(model.discount)
 
 
 def discounted_steps(discount: float) -> int:

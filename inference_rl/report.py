@@ -51,6 +51,7 @@ def print_inference(result: InferenceResult, report: dict[str, Any]) -> None:
     row("temperature", report["temperature"], "reward")
     row("discount", report["discount"], "")
     row("objective J, KL form", report["objective"], "reward")
+    row("  its standard error", report["objective_standard_error"], "reward")
     row("objective, entropy form", report["objective_entropy_form"], "reward")
     row("expected return, discounted", report["expected_return"], "reward")
     row("policy entropy, discounted sum", report["entropy"], "nats")

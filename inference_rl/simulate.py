@@ -34,6 +34,7 @@ __all__ = [
     "environments",
     "evaluate",
     "make",
+    "time_limit",
 ]
 
 
@@ -86,6 +87,14 @@ def make(model: EnvironmentModel) -> gymnasium.Env[Any, Any]:
     assert model.gymnasium_id is not None
     kwargs = {"disable_env_checker": True, **model.gymnasium_kwargs}
     return gymnasium.make(model.gymnasium_id, **kwargs)
+
+
+def time_limit(model: EnvironmentModel) -> int | None:
+    """Steps after which the Gymnasium environment of `model` cuts an episode; None for never."""
+    assert model.gymnasium_id is not None
+    registered = gymnasium.spec(model.gymnasium_id.rpartition(":")[2]).max_episode_steps
+    limit = model.gymnasium_kwargs.get("max_episode_steps") or registered
+    return limit if limit is not None and limit > 0 else None
 
 
 def environments(model: EnvironmentModel, size: int, limit: int | None = None) -> Environments:

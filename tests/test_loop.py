@@ -13,12 +13,17 @@ import sys
 import time
 from pathlib import Path
 
+import pyro.distributions as dist
 import pytest
+import torch
 
-from inference_rl import PolicyGradient, infer, load_target
+from inference_rl import InferenceResult, PolicyGradient, evaluation, infer, load_target
 from inference_rl.cli import main
-from inference_rl.inference import policy_gradient
+from inference_rl.inference import learned, policy_gradient
 from inference_rl.inference.setup import resume
+from inference_rl.learning import checkpoints, loop
+from inference_rl.priors import CategoricalPrior
+from inference_rl.simulate import EnvironmentFault
 
 SETTINGS = {
     "total_steps": 1200,
@@ -153,7 +158,7 @@ def test_a_fault_of_the_environment_is_named_and_what_came_before_is_saved(
         "from gymnasium.spaces import Discrete\n"
         "from inference_rl import EnvironmentModel\n"
         "class Leaky(EnvironmentModel):\n"
-        "    state_space, action_space, discount = Discrete(200), Discrete(2), 0.9\n"
+        "    state_space, action_space, discount = Discrete(200), Discrete(2), 0.99\n"
         "    def initial_state(self): return dist.Delta(torch.tensor(0))\n"
         "    def transition(self, state, action): return dist.Delta((state + 1) % 200)\n"
         "    def reward(self, state, action, next_state):\n"
@@ -195,6 +200,52 @@ def test_what_is_not_finite_stops_the_run() -> None:
         infer(load_target("CartPole-v1"), settings)
 
 
+@pytest.mark.parametrize("field", ["loss", "gradient_norm"])
+def test_nan_stops_the_run_at_its_source(
+    field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    original, rounds = policy_gradient._Learner.update, 0
+
+    def update(self, data):
+        nonlocal rounds
+        rounds += 1
+        found = original(self, data)
+        return found | {field: torch.tensor(torch.nan)} if rounds == 12 else found
+
+    words = ["infer", "chain", "policy-gradient", *OPTIONS, "--out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(policy_gradient._Learner, "update", update)
+        said = refused([*words, str(run)], capsys)
+    assert f"{field}: expected a finite number in the update after step 440, got nan" in said
+    assert f"--resume {run}" in said
+    assert checkpoints.load(run)[0] == 400
+    main(["infer", "--resume", str(run)])
+    main([*words, str(whole)])
+    assert files(run) == files(whole)
+
+
+def test_nan_in_what_was_learned_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, rounds = policy_gradient._Learner.update, 0
+
+    def update(self, data):
+        nonlocal rounds
+        rounds += 1
+        found = original(self, data)
+        if rounds == 12:
+            self.policy.parameters_of.table.data[0] = torch.nan
+        return found
+
+    monkeypatch.setattr(policy_gradient._Learner, "update", update)
+    with pytest.raises(
+        FloatingPointError, match=r"policy.parameters_of.table: .* step \d+, got NaN"
+    ):
+        infer(load_target("chain"), PolicyGradient(**SETTINGS), directory=tmp_path)
+    assert checkpoints.load(tmp_path)[0] == 400
+
+
 def begun(folder: Path) -> Path:
     """A run that was stopped after its first checkpoint."""
     run = folder / "run"
@@ -229,6 +280,141 @@ def test_what_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert report["routine"] == "policy-gradient"
     assert report["evaluation"]["episodes"] == 2
     assert "nothing left to resume" in refused(["infer", "--resume", str(run)], capsys)
+
+
+def test_an_edited_setting_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begun(tmp_path)
+    setup = json.loads((run / "setup.json").read_text())
+    edited = setup | {"settings": setup["settings"] | {"learning_rate": 0.5}}
+    (run / "setup.json").write_text(json.dumps(edited))
+    said = refused(["infer", "--resume", str(run)], capsys)
+    assert "whose settings.learning_rate is 0.002, and this one's is 0.5" in said
+    assert not (run / "run.json").exists()
+    (run / "setup.json").write_text(json.dumps(setup | {"seed": 9}))
+    assert "whose seed is 0" in refused(["infer", "--resume", str(run)], capsys)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": {"learning_rate": "fast"}},
+        {"settings": {"no_such_setting": 1}},
+        {"routine": "no-such-routine"},
+        {"origin": {"planet": "chain"}},
+        {"origin": "chain"},
+        {"episodes": "many"},
+    ],
+)
+def test_a_damaged_setup_is_named(
+    change: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begun(tmp_path)
+    setup = json.loads((run / "setup.json").read_text())
+    (run / "setup.json").write_text(json.dumps(setup | change))
+    said = refused(["infer", "--resume", str(run)], capsys)
+    assert f"{run / 'setup.json'} is damaged" in said
+
+
+class Preference(torch.nn.Module):
+    """A user's own policy: one preference for all states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.zeros(2))
+
+    def forward(self, state: torch.Tensor) -> dist.Categorical:
+        return dist.Categorical(logits=self.logits.expand(*state.shape, 2))
+
+
+@pytest.mark.parametrize(
+    ("what", "settings", "prior"),
+    [
+        (r"prior \(CategoricalPrior\)", {}, CategoricalPrior([0.5, 0.5])),
+        (r"policy \(Preference\)", {"policy": Preference()}, None),
+    ],
+)
+def test_what_was_made_in_python_is_resumed_in_python(
+    what: str, settings: dict, prior: object, tmp_path: Path
+) -> None:
+    routine = PolicyGradient(**SETTINGS, **settings)
+    infer(load_target("chain"), routine, prior=prior, directory=tmp_path)
+    with pytest.raises(ValueError, match=rf"{what} made in Python.*infer\(model, routine, prior="):
+        resume(tmp_path)
+    infer(load_target("chain"), routine, prior=prior, directory=tmp_path)
+
+
+def test_a_second_signal_stops_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, rounds = policy_gradient._Learner.update, 0
+
+    def update(self, data):
+        nonlocal rounds
+        rounds += 1
+        if rounds == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, data)
+
+    monkeypatch.setattr(policy_gradient._Learner, "update", update)
+    with pytest.raises(SystemExit) as stop:
+        main(["infer", "chain", "policy-gradient", *OPTIONS, "--out", str(tmp_path / "run")])
+    assert stop.value.code == 130
+    assert (
+        "interrupted: stopped at once, by a second signal, without saving; go on with: "
+        "inference-rl infer --resume"
+    ) in capsys.readouterr().err
+
+
+def test_the_last_evaluation_may_fail_without_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    words = ["infer", "chain", "policy-gradient", *OPTIONS, "--episodes", "3", "--out"]
+    main([*words, str(whole)])
+
+    def failing(*given, **options):
+        raise EnvironmentFault("chain, slot 0: it is broken")
+
+    places = [(loop, "evaluate"), (learned, "sampled_parts"), (InferenceResult, "evaluate")]
+    for i, (where, name) in enumerate(places):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, failing)
+            if where is loop:  # the last of the four
+                evaluate, calls = evaluation.evaluate, 0
+
+                def at_last(*given, evaluate=evaluate, **options):
+                    nonlocal calls
+                    calls += 1
+                    return evaluate(*given, **options) if calls < 7 else failing()
+
+                patch.setattr(loop, "evaluate", at_last)
+            again = [*words, str(run)] if i == 0 else ["infer", "--resume", str(run)]
+            said = refused(again, capsys)
+        assert f"it is broken; go on with: inference-rl infer --resume {run}" in said
+        steps, _ = checkpoints.load(run)
+        assert steps == SETTINGS["total_steps"]
+    monkeypatch.setattr(policy_gradient._Learner, "update", None)  # nothing is left to learn
+    main(["infer", "--resume", str(run)])
+    assert files(run) == files(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(InferenceResult, "evaluate", failing)
+        assert refused(["evaluate", str(run)], capsys).endswith("it is broken\n")
+
+
+def test_a_run_that_never_began_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["infer", "cliff", "policy-gradient", "--estimator", "pathwise", "--out", str(out)]
+    assert "pathwise needs draws that can be differentiated" in refused(words, capsys)
+    assert not out.exists()
+    out.mkdir()
+    (out / "metrics.jsonl").write_text("mine")
+    refused(words, capsys)
+    assert [path.name for path in out.iterdir()] == ["metrics.jsonl"]
 
 
 def test_other_settings_in_the_same_place_are_refused(tmp_path: Path) -> None:

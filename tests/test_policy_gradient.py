@@ -242,7 +242,8 @@ def test_estimated_parts_are_those_of_the_policy() -> None:
     from inference_rl.inference import learned
 
     learned_parts = [
-        learned.estimated_parts(given, policy, given.action_prior, seed) for seed in range(60)
+        learned.mean_parts(learned.sampled_parts(given, policy, given.action_prior, seed))
+        for seed in range(60)
     ]
     table = policy.parameters_of.table.detach().reshape(STEPS, STATES, ACTIONS).softmax(-1)
     exact = objective_parts(given, table)

@@ -189,6 +189,8 @@ class InferenceResult:
     :ivar objective: J(π) in KL form, reward units: E Σ γ^t [r - temperature · KL(π ‖ ρ)]. None,
         like its entropy form and its parts, for the posterior without a horizon, where the sum has
         no limit; `evidence.rate` says what a step adds to the evidence there.
+    :ivar objective_standard_error: of `objective`, where that is an estimate from episodes; reward
+        units.
     :ivar error_bound: certified sup-norm error of `v`, reward units; None where there is none.
     :ivar iterations: of the routine. :ivar residual: sup |TV - V| at the end, reward units.
     :ivar seconds: wall time. :ivar final_temperature: where a temperature that moves has got to,
@@ -210,6 +212,7 @@ class InferenceResult:
     seconds: float = 0.0
     seed: int = 0
     final_temperature: float | None = None
+    objective_standard_error: float | None = None
     metrics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     details: Any = None
 
@@ -317,6 +320,7 @@ class InferenceResult:
             "temperature": self.temperature,
             "discount": float(self.model.discount),
             "objective": None if self.objective is None else as_number(self.objective),
+            "objective_standard_error": self.objective_standard_error,
             "objective_entropy_form": self.objective_entropy_form,
             "log_evidence": None if self.log_evidence is None else as_number(self.log_evidence),
             "no_evidence_because": self.evidence.reason,
@@ -426,6 +430,7 @@ class InferenceResult:
             seconds=runs.read_seconds(directory),
             seed=saved["seed"],
             final_temperature=saved.get("final_temperature"),
+            objective_standard_error=saved.get("objective_standard_error"),
             metrics=saved["metrics"],
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -102,8 +103,6 @@ def networks(
     The policy never takes what `prior` forbids, where states are discrete or the prior is the same
     in all of them.
     """
-    import torch
-
     from inference_rl.networks import (
         Architecture,
         ModulePolicy,
@@ -130,8 +129,7 @@ def networks(
         else ModulePolicy(settings.policy)
     )
     value = StateFunction(architecture, 1, 1.0)
-    device = torch.device(settings.device)
-    return policy.to(device), value.to(device)
+    return policy, value
 
 
 def _allowed(model: EnvironmentModel, prior: ActionPrior) -> Tensor | None:
@@ -319,14 +317,22 @@ def run(
     """
     import torch
 
+    from inference_rl.evaluation import episode_limit
     from inference_rl.learning.collection import Collector
     from inference_rl.learning.loop import Schedule, learn
+    from inference_rl.learning.scalars import check_available
     from inference_rl.randomness import derived
     from inference_rl.simulate import environments
 
     started = time.perf_counter()
+    if settings.tensorboard:
+        if directory is None:
+            raise ValueError("tensorboard: expected a directory to write to; give infer one")
+        check_available()
+    _say_where_episodes_are_cut(model)
+    noted = None
     if directory is not None:
-        setup.write(directory, settings, model, prior, seed)
+        noted = setup.write(directory, settings, model, prior, seed)
     rho = prior if prior is not None else model.action_prior
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived(seed, "network"))
@@ -337,7 +343,7 @@ def run(
         settings.evaluation_episodes,
         settings.save_every,
     )
-    batch = environments(model, settings.environments)
+    batch = environments(model, settings.environments, episode_limit(model))
     try:
         metrics = learn(
             model,
@@ -346,6 +352,8 @@ def run(
             schedule,
             seed=seed,
             run=directory,
+            setup=noted,
+            tensorboard=settings.tensorboard,
             progress=progress,
         )
     finally:
@@ -353,18 +361,20 @@ def run(
     learner.policy.requires_grad_(False)
     if (value := getattr(learner, "value", None)) is not None:
         value.requires_grad_(False)
-    parts = estimated_parts(model, learner.policy, rho, derived(seed, "objective"))
+    if progress is not None:
+        progress("estimating the objective")
+    episodes = sampled_parts(model, learner.policy, rho, derived(seed, "objective"))
     temperature = learner.tempering.temperature
+    objective, standard_error = estimated_objective(episodes, temperature)
     return InferenceResult(
         source=model,
         routine=settings,
         policy=learner.policy,
         q=None,
         v=value,
-        objective=torch.tensor(
-            parts.expected_return - temperature * parts.divergence, dtype=torch.float64
-        ),
-        parts_source=lambda: parts,
+        objective=torch.tensor(objective, dtype=torch.float64),
+        objective_standard_error=standard_error,
+        parts_source=lambda: mean_parts(episodes),
         evidence_source=lambda: Evidence(reason=NO_EVIDENCE),
         final_temperature=temperature,
         iterations=metrics[-1]["steps"] if metrics else 0,
@@ -372,6 +382,19 @@ def run(
         seed=seed,
         metrics=metrics,
     )
+
+
+def _say_where_episodes_are_cut(model: EnvironmentModel) -> None:
+    """:warns UserWarning: nothing but this library's own limit ends an episode of a simulator."""
+    from inference_rl.evaluation import STEP_LIMIT
+    from inference_rl.simulate import time_limit
+
+    if model.gymnasium_id is not None and model.horizon is None and time_limit(model) is None:
+        warnings.warn(
+            f"{model.name} sets no limit to its episodes, so they are cut after {STEP_LIMIT:,} "
+            "steps; another limit is given by --env-kwargs '{\"max_episode_steps\": N}'",
+            stacklevel=2,
+        )
 
 
 def messages(result: InferenceResult) -> dict[str, Tensor]:
@@ -431,31 +454,49 @@ def _with_last_state(data: Segment) -> Tensor:
     return torch.stack(states)
 
 
-def estimated_parts(
+def sampled_parts(
     model: EnvironmentModel, policy: Policy, prior: ActionPrior, seed: int
-) -> ObjectiveParts:
-    """Return, entropy, divergence and steps of `policy`, means over `OBJECTIVE_EPISODES`."""
+) -> list[ObjectiveParts]:
+    """What J is made of, in each of `OBJECTIVE_EPISODES` episodes of `policy`.
+
+    Episodes are cut where those of an evaluation are: see `episode_limit`.
+    """
     import torch
 
+    from inference_rl.evaluation import episode_limit
     from inference_rl.learning.collection import Collector
     from inference_rl.simulate import environments
 
-    batch = environments(model, OBJECTIVE_EPISODES)
+    batch = environments(model, OBJECTIVE_EPISODES, episode_limit(model))
+    collector = Collector(batch, seed)
     try:
-        data = Collector(batch, seed).collect_episodes(policy)
+        data = collector.collect_episodes(policy)
     finally:
         batch.close()
     with torch.no_grad():
         log_prob = policy(data.state, data.step).log_prob(data.action).double()
         divergence = log_prob - log_prior(prior, data)
-    weight = model.discount**data.step * data.valid / OBJECTIVE_EPISODES
+    weight = model.discount**data.step * data.valid
 
-    def mean(rate: Tensor) -> float:
-        return as_number((weight * torch.where(data.valid, rate, 0.0)).sum())
+    def sums(rate: Tensor) -> list[float]:
+        # Whole batches of episodes that ended where they started came to nothing before these.
+        empty = len(collector.finished) - OBJECTIVE_EPISODES
+        found: list[float] = (weight * torch.where(data.valid, rate, 0.0)).sum(0).tolist()
+        return [0.0] * empty + found
 
+    columns = (data.reward, -log_prob, divergence, torch.ones_like(data.reward))
+    return [ObjectiveParts(*row) for row in zip(*map(sums, columns), strict=True)]
+
+
+def mean_parts(episodes: list[ObjectiveParts]) -> ObjectiveParts:
+    """The means of what `sampled_parts` gave."""
+    names = [field.name for field in dataclasses.fields(ObjectiveParts)]
     return ObjectiveParts(
-        expected_return=mean(data.reward),
-        entropy=mean(-log_prob),
-        divergence=mean(divergence),
-        steps=mean(torch.ones_like(data.reward)),
+        **{n: math.fsum(getattr(e, n) for e in episodes) / len(episodes) for n in names}
     )
+
+
+def estimated_objective(episodes: list[ObjectiveParts], temperature: float) -> tuple[float, float]:
+    """J in KL form, reward units, and the standard error of that estimate."""
+    values = [e.expected_return - temperature * e.divergence for e in episodes]
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))

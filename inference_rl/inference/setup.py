@@ -29,13 +29,23 @@ SAME = ("torch", "numpy", "gymnasium", "pyro-ppl")
 
 
 def write(
-    directory: Path, routine: Any, model: EnvironmentModel, prior: ActionPrior | None, seed: int
-) -> None:
+    directory: Path,
+    routine: Any,
+    model: EnvironmentModel,
+    prior: ActionPrior | None,
+    seed: int,
+    *,
+    episodes: int | None = None,
+) -> dict[str, Any]:
     """Note what a run is, or see that it is still the same.
 
+    :param episodes: of the evaluation at its end; None leaves it at what was noted.
+    :returns: what was noted; every checkpoint of the run carries it.
     :raises ValueError: `directory` holds a run of other settings, or by other versions.
     """
-    now = {
+    from inference_rl.learning.checkpoints import check_same
+
+    now: dict[str, Any] = {
         "format_version": runs.FORMAT_VERSION,
         "version": inference_rl.__version__,
         "packages": {name: importlib.metadata.version(name) for name in SAME},
@@ -45,18 +55,18 @@ def write(
         "model": model.name,
         "origin": model.origin,
         "prior": None if prior is None else type(prior).__name__,
+        "episodes": episodes,
     }
     path = runs.directory_for(directory) / SETUP
+    text = json.dumps(now, indent=2, allow_nan=False)
     if not path.exists():
-        runs.write_durably(path, json.dumps(now, indent=2, allow_nan=False).encode() + b"\n")
-        return
-    then = read(directory)
-    if changed := [name for name in now if then.get(name) != now[name]]:
-        name = changed[0]
-        raise ValueError(
-            f"{directory} holds a run whose {name} is {then.get(name)!r}, and this one's is "
-            f"{now[name]!r}: a run is resumed as it was begun; start another in a new directory"
-        )
+        runs.write_durably(path, text.encode() + b"\n")
+        return now
+    then, now = read(directory), json.loads(text)
+    if episodes is None:
+        now["episodes"] = then["episodes"]
+    check_same(path, then, now)
+    return now
 
 
 def read(directory: str | Path) -> dict[str, Any]:
@@ -71,7 +81,9 @@ def read(directory: str | Path) -> dict[str, Any]:
         )
     try:
         setup: dict[str, Any] = json.loads(path.read_bytes())
-        setup["routine"], setup["settings"].items(), setup["seed"], setup["origin"]
+        setup["routine"], setup["settings"].items(), setup["seed"], setup["origin"], setup["prior"]
+        if not isinstance(setup["episodes"], int | None):
+            raise TypeError(f"episodes: expected a number or null, got {setup['episodes']!r}")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); infer again, into a new run") from error
     return setup
@@ -83,27 +95,46 @@ def resume(directory: str | Path, *, progress: Progress | None = None) -> Infere
     Its target and prior are loaded again, which runs their code.
 
     :raises FileNotFoundError: no learned run there. :raises FileExistsError: it is complete.
-    :raises ValueError: it was begun on a model made in Python, or by other versions.
+    :raises ValueError: it was begun with parts made in Python, by other versions, or is damaged.
     """
     from inference_rl.targets import load_prior, load_target
 
     setup = read(directory)
+    path = Path(directory) / SETUP
     if (Path(directory) / runs.MANIFEST).exists():
         raise FileExistsError(f"{directory} is complete: there is nothing left to resume")
-    if setup["origin"] is None:
+    try:
+        routine = routine_class(setup["routine"])(**made_of_json(setup["settings"]))
+        origin = dict(setup["origin"] or {})
+        named = origin.pop("prior", None)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); infer again, into a new run") from error
+    if in_python := _made_in_python(setup):
         raise ValueError(
-            f"{directory} was begun on a model made in Python; go on with it by "
-            "infer(model, routine, seed=..., directory=...) as before"
+            f"{directory} was begun with a {in_python} made in Python, which a run does not hold; "
+            "go on with it in Python, by infer(model, routine, prior=..., "
+            f"seed={setup['seed']}, directory={str(directory)!r}) with the same as before"
         )
-    origin = dict(setup["origin"])
-    named = origin.pop("prior", None)
-    model = load_target(**origin)
+    try:
+        model = load_target(**origin)
+    except TypeError as error:
+        raise ValueError(f"{path} is damaged ({error}); infer again, into a new run") from error
     prior = None
     if named is not None:
         prior = load_prior(named["name"], model, named["kwargs"], directory=origin["directory"])
         assert model.origin is not None
         model.origin["prior"] = named
-    routine = routine_class(setup["routine"])(**made_of_json(setup["settings"]))
     return infer(
         model, routine, prior=prior, seed=setup["seed"], progress=progress, directory=directory
     )
+
+
+def _made_in_python(setup: dict[str, Any]) -> str:
+    """Which part of a run only its user can make again; empty if there is none."""
+    if setup["origin"] is None:
+        return "model"
+    if setup["prior"] is not None and "prior" not in setup["origin"]:
+        return f"prior ({setup['prior']})"
+    if setup["settings"].get("policy") is not None:
+        return f"policy ({setup['settings']['policy']})"
+    return ""

@@ -89,6 +89,30 @@ def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
+def check_same(where: Path, then: Any, now: Any) -> None:
+    """Hold what a run was against what it is to be; trees of JSON values.
+
+    :param where: what says how it was.
+    :raises ValueError: they differ: another routine or version, or other settings.
+    """
+    if changed := _first_change(then, now):
+        name, was, wanted = changed
+        raise ValueError(
+            f"{where} is of a run whose {name} is {was!r}, and this one's is {wanted!r}: a run is "
+            "resumed as it was begun; start another in a new directory"
+        )
+
+
+def _first_change(then: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    if not (isinstance(then, dict) and isinstance(now, dict)):
+        return None if then == now else (name or "setup", then, now)
+    for key in [*now, *(key for key in then if key not in now)]:
+        below = f"{name}.{key}" if name else key
+        if changed := _first_change(then.get(key), now.get(key), below):
+            return changed
+    return None
+
+
 def exist(run: Path) -> bool:
     """Whether there is anything to resume from."""
     return bool(_committed(run))

@@ -23,6 +23,9 @@ from inference_rl.simulate import EnvironmentFault, Environments
 _CHUNK = 1024
 """Episodes whose seeds are made at once."""
 
+_STARTS = 1000
+"""So often in a row an episode may end where it starts before that is taken for a mistake."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
@@ -85,6 +88,9 @@ class _EpisodeSeeds:
 class Collector:
     """A batch of environments at work.
 
+    An episode that ends where it starts has no steps: it counts among the `finished`, and leaves
+    nothing else behind.
+
     :param environments: its slots are this collector's alone.
     :param seed: of the run.
     :ivar finished: episodes that ended since this was last emptied, in the order of their ends.
@@ -106,11 +112,14 @@ class Collector:
         self._mark()
 
     def collect(self, policy: Policy, steps: int) -> Segment:
-        """`steps` steps in every slot, whose episodes follow one another."""
+        """`steps` steps in every slot, whose episodes follow one another.
+
+        :raises ValueError: all episodes end where they start.
+        """
         every = np.arange(self.environments.size)
         self._mark()
         if self._state is None:
-            self._state = self._begin(every)
+            self._state = self._begin_to_act(every)
         rows = []
         for _ in range(steps):
             row = self._advance(policy, every)
@@ -120,20 +129,26 @@ class Collector:
             if over.size:
                 self._finish(over)
                 self._state = self._state.clone()
-                self._state[torch.from_numpy(over)] = self._begin(over)
+                self._state[torch.from_numpy(over)] = self._begin_to_act(over)
         return _stacked(rows)
 
     def collect_episodes(self, policy: Policy) -> Segment:
-        """One whole episode in every slot; T is the length of the longest.
+        """One whole episode in every slot; T is the length of the longest, at least 1.
 
         :raises RuntimeError: some slot is in the middle of an episode.
+        :raises ValueError: all episodes end where they start.
         """
         every = np.arange(self.environments.size)
         if self._step.any():
             raise RuntimeError("whole episodes start together: expected every slot at its start")
         self._mark()
-        self._state = self._begin(every)
-        rows, slots = [], every
+        start = self._state = self._begin(every)
+        tried = 1
+        while not (alive := self.environments.alive.copy()).any():
+            start = self._state = self._begin_again(every, tried)
+            tried += 1
+        self._finish(every[~alive])
+        rows, slots = [], every[alive]
         while slots.size:
             row = self._advance(policy, slots)
             over = (row["terminated"] | row["truncated"]).numpy()
@@ -144,7 +159,28 @@ class Collector:
             self._finish(slots[over])
             slots = slots[~over]
         self._state = None
-        return _stacked(rows)
+        data = _stacked(rows)
+        data.state[0] = start  # of those too that go no further
+        return data
+
+    def _begin_to_act(self, slots: np.ndarray) -> Tensor:
+        """Start episodes in `slots` until all of them have one that goes on."""
+        state, tried = self._begin(slots), 1
+        while (over := ~self.environments.alive[slots]).any():
+            state = state.clone()
+            state[torch.from_numpy(over)] = self._begin_again(slots[over], tried)
+            tried += 1
+        return state
+
+    def _begin_again(self, slots: np.ndarray, tried: int) -> Tensor:
+        """Count the episodes of `slots`, which ended where they started, and start the next."""
+        if tried == _STARTS:
+            raise ValueError(
+                f"terminal: expected an episode that goes beyond its start, got {tried} in a row "
+                "that end there; see to what initial_state and terminal of the model say"
+            )
+        self._finish(slots)
+        return self._begin(slots)
 
     def _begin(self, slots: np.ndarray) -> Tensor:
         self._seeds[slots] = self._policy_seeds.of(self._episode[slots])

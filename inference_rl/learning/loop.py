@@ -19,10 +19,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from inference_rl import runs
 from inference_rl.environment import EnvironmentModel
 from inference_rl.evaluation import evaluate
-from inference_rl.learning import checkpoints
+from inference_rl.learning import checkpoints, scalars
 from inference_rl.learning.collection import Collector
 from inference_rl.policies import Policy
 from inference_rl.randomness import derived
@@ -33,6 +35,9 @@ SAVE_SECONDS = 180.0
 """A run saves at least this often."""
 
 SAY_SECONDS = 0.2
+
+RECENT = 100
+"""Episodes whose mean return is shown as a run goes on."""
 
 
 class Learner(Protocol):
@@ -84,72 +89,130 @@ def learn(
     *,
     seed: int,
     run: Path | None = None,
+    setup: dict[str, Any] | None = None,
+    tensorboard: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Run rounds until `total_steps` have been taken, from the last checkpoint in `run` on.
 
+    A checkpoint comes before the evaluation at its step: whatever becomes of that, what was learned
+    is saved, and whoever resumes evaluates first.
+
     :param run: where to save; nothing is saved without.
+    :param setup: what the run is, JSON; kept in its checkpoints, which those of no other run match.
+    :param tensorboard: write the metrics for TensorBoard too, in `run`.
     :returns: the metrics, one dict an evaluation.
     :raises Interrupted: SIGINT or SIGTERM came; the run was saved first.
+    :raises ValueError: the checkpoints in `run` are of another setup.
     """
-    steps, metrics = 0, []
+    steps, due, metrics = 0, False, []
+    latest: dict[str, float] = {}
     if run is not None and checkpoints.exist(run):
         steps, state = checkpoints.load(run)
+        checkpoints.check_same(run / "checkpoints", state["setup"], setup)
         learner.load_state_dict(state["learner"])
         collector.load_state_dict(state["collector"])
-        metrics = state["metrics"]
+        metrics, latest, due = state["metrics"], state["latest"], state["due"]
     if run is not None:
         _log(run, metrics)  # what was logged after the checkpoint will be logged again
 
+    started, begun, told = time.monotonic(), steps, 0.0
+    saved_at = started
+
     def save(before: bool = False) -> None:
+        nonlocal saved_at
         if run is not None:
             state = {
+                "setup": setup,
                 "learner": learner.state_dict(),
                 "collector": collector.state_dict(before=before),
                 "metrics": metrics,
+                "latest": latest,
+                "due": due,
             }
+            _check_numbers(state["learner"], steps)
             checkpoints.save(run, steps, state)
+        saved_at = time.monotonic()
 
-    started, begun, told = time.monotonic(), steps, 0.0
-    saved_at = time.monotonic()
-    latest: dict[str, float] = {}
-    with _signals(run is not None) as asked_to_stop:
-        while steps < schedule.total_steps:
-            try:
-                data = learner.collect(collector)
-            except Exception:
-                try:
-                    save(before=True)
-                except OSError as failed:  # which must not hide why
-                    warnings.warn(f"{run} could not be saved: {failed}", stacklevel=2)
-                raise
-            latest = _finite(learner.update(data), steps)
-            before, steps = steps, steps + data.steps
-            if _passed(before, steps, schedule.evaluate_every) or steps >= schedule.total_steps:
-                row = {"steps": steps, **latest, **_training(collector)}
-                row |= _evaluations(model, learner.policy, schedule.evaluation_episodes, seed)
+    def save_what_came_before() -> None:
+        if steps:
+            save(before=True)
+
+    with contextlib.ExitStack() as stack:
+        write: Callable[[dict[str, Any]], None] | None = None
+        if tensorboard and run is not None:
+            write = stack.enter_context(scalars.writer(run, steps))
+        asked_to_stop = stack.enter_context(_signals(run is not None))
+
+        def stop_if_asked() -> None:
+            if asked_to_stop():
+                save()
+                words = f"stopped at {steps:,} of {schedule.total_steps:,} steps"
+                raise Interrupted(words, asked_to_stop())
+
+        while True:
+            if due:
+                if progress is not None:
+                    progress(f"{steps:,} of {schedule.total_steps:,} steps · evaluating")
+                with _saving_what_was_learned(save):
+                    found = _evaluations(model, learner.policy, schedule.evaluation_episodes, seed)
+                row = {"steps": steps, **latest, **_training(collector), **found}
                 metrics.append(row)
+                due = False
                 if run is not None:
                     with open(run / METRICS, "a") as file:
                         file.write(json.dumps(row, allow_nan=False) + "\n")
+                if write is not None:
+                    write(row)
+                stop_if_asked()
+            if steps >= schedule.total_steps:
+                break
+            with _saving_what_was_learned(save_what_came_before):
+                data = learner.collect(collector)
+            latest = _finite(learner.update(data), steps)
+            before, steps = steps, steps + data.steps
+            is_last = steps >= schedule.total_steps
+            due = _passed(before, steps, schedule.evaluate_every) or is_last
             late = time.monotonic() - saved_at > SAVE_SECONDS
-            if _passed(before, steps, schedule.save_every) or late or asked_to_stop():
+            if _passed(before, steps, schedule.save_every) or late or is_last:
                 save()
-                saved_at = time.monotonic()
-            if asked_to_stop():
-                words = f"stopped at {steps:,} of {schedule.total_steps:,} steps"
-                raise Interrupted(words, asked_to_stop())
+            stop_if_asked()
             now = time.monotonic()
             if progress is not None and now - told > SAY_SECONDS:
                 told = now
                 rate = (steps - begun) / (now - started)
-                progress(_words(steps, schedule.total_steps, rate, latest, metrics))
-        save()
-        if run is not None:
-            # What is left must not depend on when it was saved, and what was logged must be there.
-            checkpoints.keep(run, 1)
-            _log(run, metrics)
+                at = _latest_return(collector, metrics)
+                progress(_words(steps, schedule.total_steps, rate, at, latest))
+    if run is not None:
+        # What is left must not depend on when it was saved, and what was logged must be there.
+        checkpoints.keep(run, 1)
+        _log(run, metrics)
     return metrics
+
+
+@contextlib.contextmanager
+def _saving_what_was_learned(save: Callable[[], None]) -> Iterator[None]:
+    """Should something fail within, `save` first."""
+    try:
+        yield
+    except Exception:
+        try:
+            save()
+        except OSError as failed:  # which must not hide why
+            warnings.warn(f"the run could not be saved: {failed}", stacklevel=4)
+        raise
+
+
+def _check_numbers(tree: Any, steps: int, name: str = "") -> None:
+    """:raises FloatingPointError: there is NaN in what was learned."""
+    if isinstance(tree, dict):
+        for key, part in tree.items():
+            _check_numbers(part, steps, f"{name}.{key}" if name else str(key))
+    elif isinstance(tree, Tensor) and tree.is_floating_point() and bool(tree.isnan().any()):
+        raise FloatingPointError(
+            f"{name}: expected numbers in what was learned up to step {steps:,}, got NaN; the run "
+            "stops at its last checkpoint: lower the learning rate"
+        )
 
 
 def _log(run: Path, metrics: list[dict[str, Any]]) -> None:
@@ -203,15 +266,22 @@ def _evaluations(
     }
 
 
-def _words(
-    steps: int, total: int, rate: float, latest: dict[str, float], metrics: list[dict[str, Any]]
-) -> str:
+def _latest_return(collector: Collector, metrics: list[dict[str, Any]]) -> float | None:
+    """Mean of the latest episodes' returns, those of training where there are any."""
+    if latest := collector.finished[-RECENT:]:
+        return math.fsum(episode.total for episode in latest) / len(latest)
+    if metrics and "stochastic" in metrics[-1]:
+        return float(metrics[-1]["stochastic"]["mean_return"])
+    return None
+
+
+def _words(steps: int, total: int, rate: float, at: float | None, latest: dict[str, float]) -> str:
     """A line of progress: how far, how well, how fast."""
     filled = round(20 * steps / total)
     left = (total - steps) / rate if rate > 0 else math.inf
     parts = [f"{'━' * filled}{'╌' * (20 - filled)} {steps:,} of {total:,} steps"]
-    if metrics and "stochastic" in metrics[-1]:
-        parts.append(f"return {metrics[-1]['stochastic']['mean_return']:.4g}")
+    if at is not None:
+        parts.append(f"return {at:.4g}")
     parts += [f"{name} {latest[name]:.3g}" for name in ("entropy", "temperature") if name in latest]
     parts.append(f"{rate:,.0f} steps/s")
     if left < math.inf:
@@ -230,7 +300,7 @@ def _signals(wanted: bool) -> Iterator[Callable[[], int]]:
 
     def handle(number: int, frame: Any) -> None:
         if asked:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("stopped at once, by a second signal, without saving")
         asked.append(number)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
