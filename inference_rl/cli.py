@@ -564,16 +564,17 @@ def _fitted_to_network(
     model: EnvironmentModel, policy: NetworkPolicy, directory: Path
 ) -> EnvironmentModel:
     from inference_rl.environment import WithPreviousAction
+    from inference_rl.evaluation import episode_limit
     from inference_rl.networks import described
 
     made_for = policy.architecture
     states, actions = _layout(described(model.state_space)), _layout(described(model.action_space))
     wanted = _layout(made_for.states), _layout(made_for.actions)
-    if made_for.horizon is not None and (model.horizon or math.inf) > made_for.horizon:
+    longest = episode_limit(model)
+    if made_for.horizon is not None and longest > made_for.horizon:
         raise ValueError(
             f"{directory}: its policy depends on the step, of which it knows {made_for.horizon}, "
-            f"and episodes of {model.name} have "
-            + ("no horizon" if model.horizon is None else f"a horizon of {model.horizon}")
+            f"and episodes of {model.name} may have {longest}"
         )
     if wanted == (states, actions):
         return model

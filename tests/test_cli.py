@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from inference_rl import InferenceResult
+from inference_rl import InferenceResult, load_target
 from inference_rl.cli import main
 
 CORRIDOR = """
@@ -319,6 +319,87 @@ def test_runs_that_cannot_be_evaluated(capsys: Capture) -> None:
     text = Path("gone/run.json").read_text().replace('"target": "cliff"', '"target": "clif"')
     Path("gone/run.json").write_text(text)
     assert "did you mean 'cliff'?" in refusal(capsys, "evaluate", "gone")
+
+
+# ------------------------------------------------------------------ learned runs
+
+LEARN = ["--total-steps", "400", "--environments", "4", "--evaluation-episodes", "0"]
+
+
+def learned(capsys: Capture, target: str, out: str, *words: str) -> dict[str, Any]:
+    return report(
+        capsys, "infer", target, "policy-gradient", *LEARN, "--out", out, "--episodes", "3", *words
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "other"),
+    [
+        ("CartPole-v1", ["CartPole-v0"]),
+        ("FrozenLake-v1", ["FrozenLake-v1", "--env-kwargs", '{"is_slippery": false}']),
+        ("tree", ["tree", "--env-kwargs", '{"noise": 0.3}']),
+        ("pendulum", ["Pendulum-v1"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*out of date")
+def test_a_learned_run_is_reported_and_evaluated(
+    capsys: Capture, target: str, other: list[str]
+) -> None:
+    found = learned(capsys, target, "run")
+    assert found.keys() >= PINNED
+    assert found["routine"] == "policy-gradient"
+    assert found["iterations"] >= 400
+    assert found["objective_standard_error"] >= 0
+    assert found["error_bound"] is None
+    assert "a learned routine sees samples only" in found["no_evidence_because"]
+    again = report(capsys, "evaluate", "run", "--episodes", "3")
+    assert again["evaluation"] == found["evaluation"]
+    elsewhere = report(capsys, "evaluate", "run", "--episodes", "3", "--target", *other)
+    assert elsewhere["target"] == other[0]
+    assert elsewhere["evaluation"]["episodes"] == 3
+    assert InferenceResult.load("run").objective_standard_error == found["objective_standard_error"]
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_learned_run_with_a_sticky_prior_is_evaluated_elsewhere(capsys: Capture) -> None:
+    learned(capsys, "FrozenLake-v1", "run", "--prior", "sticky")
+    other = ["--target", "FrozenLake-v1", "--env-kwargs", '{"is_slippery": false}']
+    assert report(capsys, "evaluate", "run", *other)["evaluation"]["episodes"] == 100
+
+
+def test_learned_runs_that_do_not_fit_a_target(capsys: Capture) -> None:
+    learned(capsys, "CartPole-v1", "cart")
+    learned(capsys, "tree", "tree")
+    assert refusal(capsys, "evaluate", "cart", "--target", "Acrobot-v1").startswith(
+        "cart: its policy is for 4 box states and 2 discrete actions, and Acrobot-v1 has Box("
+    )
+    assert "cart: its policy is for 4 box states" in refusal(
+        capsys, "evaluate", "cart", "--target", "corridor.py"
+    )
+    states = int(load_target("tree").state_space.n)
+    Path("wide.py").write_text(
+        CORRIDOR.replace("(5)", f"({states})").replace("state, 5", f"state, {states}")
+    )
+    assert refusal(capsys, "evaluate", "tree", "--target", "wide.py") == (
+        "tree: its policy depends on the step, of which it knows 4, and episodes of Corridor may "
+        "have 10000"
+    )
+
+
+def test_a_table_of_a_learned_run_has_the_error_of_its_objective(capsys: Capture) -> None:
+    out, _ = run(
+        capsys, "infer", "tree", "policy-gradient", *LEARN, "--out", "run", "--episodes", "0"
+    )
+    assert "its standard error" in out
+
+
+def test_bad_settings_of_a_learned_run(capsys: Capture) -> None:
+    words = ["infer", "corridor.py", "policy-gradient"]
+    assert "learning_rate: expected a number >= 0, got -1" in refusal(
+        capsys, *words, "--learning-rate", "-1"
+    )
+    assert "device" in refusal(capsys, *words, "--device", "cuda")
+    assert not list(Path().glob("runs/*"))
 
 
 # ------------------------------------------------------------------ check and list

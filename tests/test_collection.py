@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
+from gymnasium.spaces import Discrete
+from pyro.distributions.torch_distribution import TorchDistribution
 
-from inference_rl import load_target
+from inference_rl import EnvironmentModel, evaluation, load_target
 from inference_rl.learning.collection import Collector, Segment
 from inference_rl.networks import Architecture, NetworkPolicy, described
 from inference_rl.simulate import environments
@@ -136,6 +139,79 @@ def test_an_environment_that_does_not_heed_its_seed_is_told() -> None:
     state["actions"] = [torch.zeros(40, dtype=torch.long) for _ in range(2)]
     with pytest.raises(RuntimeError, match="went another way than it did before"):
         one.load_state_dict(state)
+
+
+class Doors(EnvironmentModel):
+    """Starts behind one of four doors, of which some lead out at once; then two steps to the end.
+
+    Pays one a step.
+    """
+
+    state_space, action_space, discount = Discrete(6), Discrete(2), 0.9
+
+    def __init__(self, out: int) -> None:
+        self.out = out
+
+    def initial_state(self) -> TorchDistribution:
+        return dist.Categorical(torch.tensor([0.25, 0.25, 0.25, 0.25, 0.0, 0.0]))
+
+    def transition(self, state: torch.Tensor, action: torch.Tensor) -> TorchDistribution:
+        return dist.Delta(torch.where(state < 4, 4, 5))
+
+    def reward(self, state, action, next_state) -> torch.Tensor:
+        return torch.ones(state.shape, dtype=torch.float64)
+
+    def terminal(self, state: torch.Tensor) -> torch.Tensor:
+        return (state == 5) | (state < self.out)
+
+
+def test_episodes_that_end_where_they_start_count_and_have_no_steps() -> None:
+    model = Doors(out=2)
+    one = Collector(environments(model, 3), 0)
+    data = one.collect(policy_for(model), 300)
+    assert data.valid.all()
+    assert not model.terminal(data.state).any()
+    lengths = np.array([episode.length for episode in one.finished])
+    assert set(lengths) == {0, 2}
+    assert len({episode.number for episode in one.finished}) == len(lengths)
+    assert abs((lengths == 0).mean() - 0.5) < 4 * 0.5 / np.sqrt(len(lengths))
+    assert all(episode.total == episode.length for episode in one.finished)
+    found = evaluation.evaluate(model, policy_for(model), episodes=500)
+    assert abs((found.lengths == 0).mean() - 0.5) < 4 * 0.5 / np.sqrt(500)
+
+
+def test_whole_episodes_that_end_where_they_start_have_no_valid_step() -> None:
+    model = Doors(out=2)
+    one = Collector(environments(model, 40), 0)
+    data = one.collect_episodes(policy_for(model))
+    empty = ~data.valid.any(0)
+    assert 0 < empty.sum() < 40
+    assert torch.equal(model.terminal(data.state[0]), empty)
+    assert len(one.finished) == 40
+    assert torch.equal(data.reward.sum(0), 2.0 * ~empty)
+
+
+def test_where_episodes_end_at_their_start_collection_goes_on_where_it_was() -> None:
+    model = Doors(out=3)
+    policy = policy_for(model)
+    one = Collector(environments(model, 3), 2)
+    one.collect(policy, 5)
+    two = Collector(environments(model, 3), 2)
+    two.load_state_dict(one.state_dict())
+    left, right = one.collect(policy, 20), two.collect(policy, 20)
+    assert torch.equal(left.state, right.state)
+    assert one.finished == two.finished
+
+
+@pytest.mark.parametrize("how", ["collect", "collect_episodes"])
+def test_a_model_whose_episodes_all_end_at_their_start_is_refused(how: str) -> None:
+    model = Doors(out=4)
+    one = Collector(environments(model, 3), 0)
+    given = (5,) if how == "collect" else ()
+    with pytest.raises(
+        ValueError, match="terminal: expected an episode that goes beyond its start"
+    ):
+        getattr(one, how)(policy_for(model), *given)
 
 
 def test_whole_episodes_start_together() -> None:

@@ -30,6 +30,7 @@ from inference_rl import (
 )
 from inference_rl.distributions import categorical
 from inference_rl.environment import WithPreviousAction
+from inference_rl.evaluation import STEP_LIMIT, episode_limit
 from inference_rl.gymnasium_environments import to_31_bits
 from inference_rl.randomness import derived, episode_seeds
 from inference_rl.simulate import (
@@ -318,6 +319,22 @@ def test_where_real_episodes_are_cut(max_steps: int | None, length: int) -> None
     found = evaluate(GymnasiumModel("Pendulum-v1"), Constant(0.0), episodes=2, max_steps=max_steps)
     assert found.lengths.tolist() == [length] * 2
     assert found.cut == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "limit"),
+    [
+        (lambda: clock(horizon=6), 6),
+        (lambda: clock(), STEP_LIMIT),
+        (lambda: load_target("double-integrator", discount=0.9), 66),
+        (lambda: load_target("CartPole-v1"), 500),
+        (lambda: load_target("gymnasium.envs.classic_control:CartPole-v1"), 500),
+        (lambda: load_target("CartPole-v1", env_kwargs={"max_episode_steps": 12}), 12),
+        (lambda: load_target("CartPole-v1", env_kwargs={"max_episode_steps": -1}), STEP_LIMIT),
+    ],
+)
+def test_one_rule_says_where_episodes_are_cut(model: Any, limit: int) -> None:
+    assert episode_limit(model()) == limit
 
 
 def test_an_end_is_no_cut() -> None:
