@@ -117,8 +117,8 @@ class PCL:
     """Of each, with drawn and with most likely actions."""
     save_every: int = 50_000
     """Environment steps between checkpoints."""
-    device: str = "cpu"
-    """Of the networks: cpu, cuda, mps."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too, in the directory of the run."""
     policy: Any = None
     """An nn.Module, `state -> distribution`, in place of the built-in networks (Python only)."""
 
