@@ -17,25 +17,36 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from inference_rl import InferenceResult, PolicyGradient, evaluation, infer, load_target
+from inference_rl import InferenceResult, PolicyGradient, evaluation, infer, load_target, runs
 from inference_rl.cli import main
-from inference_rl.inference import learned, policy_gradient
+from inference_rl.inference import learned, policy_gradient, routine_class
 from inference_rl.inference.setup import resume
 from inference_rl.learning import checkpoints, loop
+from inference_rl.learning.collection import Collector
 from inference_rl.priors import CategoricalPrior
 from inference_rl.simulate import EnvironmentFault
 
-SETTINGS = {
+COMMON = {
     "total_steps": 1200,
     "environments": 4,
-    "steps_per_round": 10,
     "save_every": 100,
     "evaluate_every": 300,
     "evaluation_episodes": 2,
 }
-OPTIONS = [
-    word for name, value in SETTINGS.items() for word in (f"--{name.replace('_', '-')}", str(value))
-]
+LEARNED: dict[str, tuple[dict[str, int], list[str]]] = {
+    "policy-gradient": ({"steps_per_round": 10}, ["chain", "CartPole-v1"]),
+}
+"""Routines, with settings that make their rounds small, and targets; the last one is real."""
+
+SETTINGS = COMMON | LEARNED["policy-gradient"][0]
+
+
+def as_options(settings: dict[str, int]) -> list[str]:
+    pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in settings.items())
+    return [word for pair in pairs for word in pair]
+
+
+OPTIONS = as_options(SETTINGS)
 
 
 def files(run: Path) -> dict[str, str]:
@@ -47,32 +58,43 @@ def files(run: Path) -> dict[str, str]:
     }
 
 
+STARTING = 5.0
+"""Seconds that a new process may take before it learns anything."""
+
+
 class Stopped(BaseException):
     """What kills a run in its process."""
 
 
-@pytest.mark.parametrize("target", ["chain", "CartPole-v1"])
+@pytest.mark.parametrize(
+    ("routine", "target"), [(name, at) for name, (_, targets) in LEARNED.items() for at in targets]
+)
 def test_stopped_anywhere_any_number_of_times(
-    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    routine: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = PolicyGradient(**SETTINGS)
+    settings = routine_class(routine)(**COMMON, **LEARNED[routine][0])
     infer(load_target(target), settings, seed=4, directory=tmp_path / "whole").save(
         tmp_path / "whole"
     )
-    original, rng = policy_gradient._Learner.update, random.Random(0)
-    left = 0
+    rng, left = random.Random(0), 0
 
-    def update(self, data):
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise Stopped
-        return original(self, data)
+    def mined(original):
+        def step(*given, **options):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Stopped
+            return original(*given, **options)
 
-    monkeypatch.setattr(policy_gradient._Learner, "update", update)
+        return step
+
+    places = [(Collector, "_advance"), (Collector, "_finish"), (Collector, "state_dict")]
+    places += [(loop, "_finite"), (loop, "evaluate"), (runs, "write_durably"), (runs, "flush")]
+    for where, name in places:
+        monkeypatch.setattr(where, name, mined(getattr(where, name)))
     run, stops = tmp_path / "stopped", 0
     while True:
-        left = rng.randint(1, 12) if stops < 8 else 10**9
+        left = rng.randint(1, 100) if stops < 8 else 10**9
         try:
             result = infer(load_target(target), settings, seed=4, directory=run)
             break
@@ -90,63 +112,103 @@ def command(*words: object) -> list[str]:
     return [str(Path(sys.executable).with_name("inference-rl")), *map(str, words)]
 
 
-def killed(target: str, steps: int, kills: int, folder: Path, *options: str) -> None:
-    """Hold a run that SIGKILL struck so often against one that it did not."""
+def saves(run: Path) -> list[str]:
+    return sorted(path.parent.name for path in (run / "checkpoints").glob("*/run.json"))
+
+
+def struck_down(process: subprocess.Popen, run: Path, wait: float, after_a_save: bool) -> bool:
+    """Kill `process` in so many seconds, or so long after its next checkpoint; False if it ended
+    before."""
+    found = saves(run)
+    while after_a_save and saves(run) == found and process.poll() is None:
+        time.sleep(0.02)
+    try:
+        assert process.wait(wait) == 0
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return True
+    return False
+
+
+def killed(routine: str, target: str, kills: int, folder: Path, **settings: int) -> None:
+    """Hold runs that SIGKILL strikes so often in all against one that it does not.
+
+    Half of the kills come at any time after the start, and half soon after a checkpoint.
+    """
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    begin = ["infer", target, "policy-gradient", "--total-steps", steps, "--save-every", 500]
-    begin += ["--evaluate-every", 2000, "--evaluation-episodes", 2, "--episodes", 3, *options]
+    options = as_options(COMMON | LEARNED[routine][0] | settings)
+    begin = ["infer", target, routine, *options, "--episodes", "3"]
     started = time.monotonic()
-    subprocess.run(command(*begin, "--out", folder / "whole"), check=True, **quiet)
-    took, rng = time.monotonic() - started, random.Random(1)
-    run, struck = folder / "struck", 0
-    while not (run / "run.json").exists():
+    main([*begin, "--out", str(folder / "whole")])
+    took = time.monotonic() - started + STARTING
+    rng, struck, within, complete = random.Random(1), 0, 0, 0
+    while struck < kills or not complete:
+        run = folder / f"struck-{complete}"
         begun = (run / "setup.json").exists()
         words = ["infer", "--resume", run] if begun else [*begin, "--out", run]
         process = subprocess.Popen(command(*words), **quiet)
-        try:
-            limit = rng.uniform(0.5, 1.0) * took if struck < kills else None
-            assert process.wait(limit) == 0
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        after_a_save = rng.random() < 0.5
+        wait = rng.uniform(0, 0.3 if after_a_save else took)
+        if struck < kills and struck_down(process, run, wait, after_a_save):
             struck += 1
-    assert struck > 0
-    assert files(run) == files(folder / "whole")
+            within += bool(saves(run))
+        else:
+            assert process.wait() == 0
+            assert files(run) == files(folder / "whole")
+            complete += 1
+    assert within >= kills / 3
+    print(
+        f"{routine} on {target}: {struck} kills, {within} of them in runs with a checkpoint, and "
+        f"{complete} runs completed with the bytes of the one that was not killed"
+    )
 
 
 def test_sigkill(tmp_path: Path) -> None:
-    killed("CartPole-v1", 12_000, 3, tmp_path)
+    killed("policy-gradient", "chain", 1, tmp_path)
 
 
 @pytest.mark.slow
-def test_twenty_sigkills(tmp_path: Path) -> None:
-    killed("CartPole-v1", 60_000, 20, tmp_path)
+@pytest.mark.parametrize("routine", LEARNED)
+def test_twenty_sigkills(routine: str, tmp_path: Path) -> None:
+    target = LEARNED[routine][1][-1]
+    killed(routine, target, 20, tmp_path, total_steps=20_000, save_every=500, evaluate_every=2000)
 
 
 @pytest.mark.slow
-def test_sigkill_on_mujoco(tmp_path: Path) -> None:
+@pytest.mark.parametrize("routine", LEARNED)
+def test_twenty_sigkills_on_mujoco(routine: str, tmp_path: Path) -> None:
     pytest.importorskip("mujoco")
-    killed("HalfCheetah-v5", 6000, 5, tmp_path, "--environments", "2")
+    sizes = {"environments": 2, "total_steps": 8000, "save_every": 300, "evaluate_every": 4000}
+    killed(routine, "HalfCheetah-v5", 20, tmp_path, **sizes, evaluation_episodes=1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    words = ["infer", "chain", "policy-gradient", "--total-steps", 10**7, "--out", run]
-    process = subprocess.Popen(
-        command(*words, "--evaluation-episodes", 0),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert f"go on with: inference-rl infer --resume {run}" in said
-    assert list((run / "checkpoints").iterdir())
+def test_a_signal_saves_and_says_how_to_go_on(
+    number: signal.Signals,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, update, rounds = tmp_path / "run", policy_gradient._Learner.update, 0
+
+    def interrupted(self, data):
+        nonlocal rounds
+        rounds += 1
+        if rounds == 7:
+            os.kill(os.getpid(), number)
+        return update(self, data)
+
+    monkeypatch.setattr(policy_gradient._Learner, "update", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(["infer", "chain", "policy-gradient", *OPTIONS, "--out", str(run)])
+    assert stop.value.code == 130
+    assert (
+        "interrupted: stopped at 280 of 1,200 steps; go on with: inference-rl infer --resume "
+        f"{run}\n"
+    ) in capsys.readouterr().err
+    assert checkpoints.load(run)[0] == 280
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
 
 
 def test_a_fault_of_the_environment_is_named_and_what_came_before_is_saved(
