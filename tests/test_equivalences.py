@@ -1,0 +1,61 @@
+"""Every routine reaches the exact policy on small finite models: regret within 1%.
+
+Regret is J(π*) − J(π) over |J(π*) − J(ρ)|. One seed of each by default, all five with `-m slow`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from regret import regret
+
+from inference_rl import PCL, infer, load_target, tabulate
+
+ICE = "S...\n.H.H\n...H\nH..G"
+MODELS: dict[str, dict[str, Any]] = {
+    "ice": {"target": "grid-world", "env_kwargs": {"text": ICE}},  # slips a fifth of the time
+    "chain": {"target": "chain"},
+    "tree": {"target": "tree"},
+}
+TEMPERATURE, TOLERANCE = 0.1, 0.01
+
+SMALL = {
+    "temperature": TEMPERATURE,
+    "total_steps": 60_000,
+    "environments": 16,
+    "steps_per_round": 16,
+    "learning_rate": 0.1,
+    "value_learning_rate": 0.1,
+    "max_gradient_norm": 1e9,
+    "evaluation_episodes": 0,
+}
+PATHS = SMALL | {"replayed_paths": 48}
+TRUSTING = {"kind": "trust", "max_divergence": 0.1, "policy_target_rate": 0.5}
+KNOWN = {"expectation": "model", "window": 1}  # of random dynamics
+
+ROUTINES = {
+    "pcl": lambda noisy: PCL(**PATHS, **(KNOWN if noisy else {})),
+    "unified pcl": lambda noisy: PCL(kind="unified", **PATHS, **(KNOWN if noisy else {})),
+    "trust pcl": lambda noisy: PCL(**TRUSTING, **PATHS, **(KNOWN if noisy else {})),
+}
+
+
+def cases() -> list[Any]:
+    rare = [
+        pytest.param(routine, model, seed, marks=pytest.mark.slow)
+        for routine in ROUTINES
+        for model in MODELS
+        for seed in range(5)
+    ]
+    first = zip(ROUTINES, ["ice", "chain", "tree"] * 3, strict=False)
+    return [pytest.param(routine, model, 0) for routine, model in first] + rare
+
+
+@pytest.mark.parametrize(("routine", "model", "seed"), cases())
+def test_regret_is_within_a_hundredth(routine: str, model: str, seed: int) -> None:
+    given = tabulate(load_target(**MODELS[model]))
+    settings = ROUTINES[routine](model == "ice")
+    found = regret(given, infer(given, settings, seed=seed).policy, TEMPERATURE)
+    print(f"{routine} on {model}, seed {seed}: regret {found:.1e}")
+    assert found < TOLERANCE
