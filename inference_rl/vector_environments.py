@@ -14,6 +14,7 @@ observation, and nothing that happens in a slot after its episode's end comes to
 from __future__ import annotations
 
 import copy
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ from inference_rl import gymnasium_spaces
 from inference_rl.batch import EnvironmentFault, Environments, Slots, Step
 from inference_rl.environment import EnvironmentModel
 from inference_rl.gymnasium_environments import to_31_bits
+
+PATIENCE = 1.0
+"""Seconds in which a worker that does not answer is seen to have died."""
 
 
 class VectorEnvironments(Environments):
@@ -69,7 +73,7 @@ class VectorEnvironments(Environments):
         self.alive = self._slots.alive
         of_gymnasium = isinstance(vector_env, SyncVectorEnv | AsyncVectorEnv)
         self._one_by_one = of_gymnasium or self.mode is AutoresetMode.DISABLED
-        self._begun = False
+        self._begun = self._failed = False
         self._over = np.zeros(self.size, dtype=bool)
         """Sub-environments whose episode has ended, and no other has begun."""
         self._fresh: dict[int, Any] = {}
@@ -120,7 +124,17 @@ class VectorEnvironments(Environments):
         return Step(next_state, rewards, *self._slots.advance(slots, *ends))
 
     def close(self) -> None:
-        self.vector_env.close()
+        if self._failed and isinstance(self.vector_env, AsyncVectorEnv):
+            # Its own `close` waits for answers, which a worker that died will not give.
+            for process in self.vector_env.processes:
+                process.kill()
+                process.join()
+            for pipe in self.vector_env.parent_pipes:
+                if pipe is not None:
+                    pipe.close()
+            self.vector_env.closed = True
+        else:
+            self.vector_env.close()
 
     def _note_starts(self, idle: np.ndarray, over: np.ndarray, shown: list[Any]) -> None:
         """What the step did beyond the episodes: which ones it began."""
@@ -180,6 +194,11 @@ class VectorEnvironments(Environments):
         try:
             return function()
         except Exception as error:
+            self._failed = True
+            if isinstance(self.vector_env, AsyncVectorEnv):
+                slot, what = _culprit(self.vector_env, error)
+                if slot is not None:
+                    raise self._slots.fault(slot, f"{method}: {what}") from error
             seeds = ", ".join(str(seed) for seed in self._slots.seeds[:8])
             raise EnvironmentFault(
                 f"{self._slots.name}: {method} of {self.size} slots raised "
@@ -198,3 +217,19 @@ class VectorEnvironments(Environments):
         if states.is_floating_point():
             self._slots.check_finite(slots, "observation", states)
         return states if self.model is None else self.model.observe(states, previous)
+
+
+def _culprit(vector_env: AsyncVectorEnv, error: Exception) -> tuple[int | None, str]:
+    """The slot whose worker failed, if that can be told, and what it did."""
+    if not isinstance(error, OSError | EOFError):
+        shut = [slot for slot, pipe in enumerate(vector_env.parent_pipes) if pipe is None]
+        return (shut[0] if shut else None), f"it raised {type(error).__name__}: {error}"
+    gone = wait([process.sentinel for process in vector_env.processes], PATIENCE)
+    for slot, process in enumerate(vector_env.processes):
+        if process.sentinel in gone:
+            process.join(PATIENCE)
+            return slot, (
+                f"its worker died (exit code {process.exitcode}); see to what killed it, such as "
+                "too little memory"
+            )
+    return None, ""

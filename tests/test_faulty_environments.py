@@ -1,0 +1,271 @@
+"""Environments that fail: which one, where and what is said, what came before is saved, and no
+process is left."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+
+from inference_rl import PolicyGradient, infer, load_target
+from inference_rl.cli import main
+from inference_rl.inference import policy_gradient
+from inference_rl.inference.setup import resume
+from inference_rl.learning import checkpoints
+from inference_rl.learning.collection import Collector
+from inference_rl.learning.loop import Schedule, learn
+from inference_rl.randomness import episode_seeds
+from inference_rl.simulate import EnvironmentFault, environments
+from inference_rl.vector_environments import VectorEnvironments
+
+ROUNDS = {"total_steps": 300, "environments": 2, "steps_per_round": 10}
+SETTINGS = ROUNDS | {"save_every": 10**6, "evaluate_every": 150, "evaluation_episodes": 1}
+WORDS = [
+    word for name, value in SETTINGS.items() for word in (f"--{name.replace('_', '-')}", str(value))
+]
+
+
+class Fragile(gymnasium.Env[Any, Any]):
+    """Walks at random; fails in the way of `fault` in the fifth step of the seventh episode."""
+
+    fault: ClassVar[str] = ""
+    observation_space, action_space = Box(-100, 100, (2,)), Discrete(2)
+    episodes = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps, self.episodes = 0, self.episodes + 1
+        self.place = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        if self.fault == "raises in reset" and self.episodes == 7:
+            raise RuntimeError("out of order")
+        return self.place, {}
+
+    def step(self, action: int) -> Any:
+        self.steps += 1
+        self.place = self.place + np.float32(action) - np.float32(0.5)
+        told = self.place, float(self.place[0]), False, False, {}
+        if self.fault == "never ends":
+            return told
+        if self.episodes == 7 and self.steps == 5:
+            told = self._failing(told)
+        return (*told[:2], self.steps == 12, *told[3:]) if len(told) == 5 else told
+
+    def _failing(self, told: Any) -> Any:
+        if self.fault == "raises in step":
+            raise RuntimeError("out of order")
+        if self.fault == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        changed: dict[str, Any] = {
+            "nan": (np.array([0, np.nan], np.float32), *told[1:]),
+            "inf": (np.array([np.inf, 0], np.float32), *told[1:]),
+            "reward": (told[0], np.nan, *told[2:]),
+            "shape": (np.zeros(3, np.float32), *told[1:]),
+            "dtype": (np.zeros(2, np.complex64), *told[1:]),
+            "tuple": told[:4],
+        }
+        return changed.get(self.fault, told)
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    gymnasium.register("Fragile-v0", Fragile, max_episode_steps=30)
+    gymnasium.register("Endless-v0", Fragile)
+    yield
+    for name in ("Fragile-v0", "Endless-v0"):
+        gymnasium.registry.pop(name)
+
+
+SAYS = {
+    "raises in reset": "step 0: reset raised RuntimeError: out of order",
+    "raises in step": "step 4: step raised RuntimeError: out of order",
+    "nan": "step 4: observation: expected finite numbers, got nan",
+    "inf": "step 4: observation: expected finite numbers, got inf",
+    "reward": "step 4: reward: expected finite numbers, got nan",
+    "shape": "step 4: observation: expected shape (2,), got (3,)",
+    "dtype": "step 4: observation: expected dtype float32, got complex64",
+    "tuple": "step 4: step raised ValueError: not enough values",  # Gymnasium's own wrapper
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the environment as long as it does not fail."""
+    gymnasium.register("Fragile-v0", Fragile, max_episode_steps=30)
+    run = tmp_path_factory.mktemp("whole") / "run"
+    infer(load_target("Fragile-v0"), PolicyGradient(**SETTINGS), directory=run).save(run)
+    gymnasium.registry.pop("Fragile-v0")
+    return run
+
+
+@pytest.mark.parametrize("fault", SAYS)
+def test_a_fault_is_named_and_the_run_goes_on_once_it_is_mended(
+    fault: str,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setattr(Fragile, "fault", fault)
+    with pytest.raises(SystemExit) as stop:
+        main(["infer", "Fragile-v0", "policy-gradient", *WORDS, "--out", str(run)])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: Fragile-v0, slot 0 (episode seed ")
+    assert SAYS[fault] in said
+    assert said.endswith(f"; go on with: inference-rl infer --resume {run}")
+    steps, state = checkpoints.load(run)
+    assert steps == 140  # in its seventh episode of twelve steps, each of two slots
+    assert state["metrics"] == []
+    monkeypatch.setattr(Fragile, "fault", "")
+    resume(run).save(run)
+    for name in ("policy.safetensors", "messages.safetensors", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_an_environment_that_never_ends_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fragile, "fault", "never ends")
+    monkeypatch.setattr("inference_rl.evaluation.STEP_LIMIT", 40)
+    model = load_target("Endless-v0")
+    for rounds in (10, 0):
+        settings = PolicyGradient(**SETTINGS | {"steps_per_round": rounds})
+        with pytest.warns(
+            UserWarning, match="Endless-v0 sets no limit .* cut after 40 steps; .*max"
+        ):
+            result = infer(model, settings)
+        assert result.metrics[-1]["stochastic"]["mean_length"] == 40
+        assert result.parts.steps == pytest.approx((1 - 0.99**40) / 0.01)
+
+
+def vector(kind: str, size: int = 3) -> VectorEnv:
+    make: Any = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[kind]
+    return make([Fragile] * size)
+
+
+def run_for_ever(batch: VectorEnvironments) -> None:
+    slots, number = np.arange(batch.size), 0
+    while True:
+        batch.reset(slots, episode_seeds(0, slots + batch.size * number))
+        number += 1
+        while batch.alive.any():
+            batch.step(np.flatnonzero(batch.alive), torch.zeros(batch.size, dtype=torch.long))
+
+
+def left_over(vector_env: VectorEnv) -> list[int]:
+    """Workers of it that are still there."""
+    processes = getattr(vector_env, "processes", [])
+    return [process.pid for process in processes if Path(f"/proc/{process.pid}").exists()]
+
+
+IN_VECTORS = {
+    "raises in step": {"sync": "raised RuntimeError: out of order", "async": "out of order"},
+    "raises in reset": {"sync": "raised RuntimeError: out of order", "async": "out of order"},
+    "nan": dict.fromkeys(("sync", "async"), "observation: expected finite numbers, got nan"),
+    "inf": dict.fromkeys(("sync", "async"), "observation: expected finite numbers, got inf"),
+    "reward": dict.fromkeys(("sync", "async"), "reward: expected finite numbers, got nan"),
+    "shape": {"sync": "step of 3 slots raised ValueError", "async": "it raised ValueError"},
+    "tuple": {"sync": "not enough values to unpack", "async": "not enough values to unpack"},
+    "dies": {"async": "step: its worker died \\(exit code -9\\)"},
+}
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"), [(fault, kind) for fault, kinds in IN_VECTORS.items() for kind in kinds]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_faults_in_a_vector_environment(
+    fault: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Fragile, "fault", fault)
+    inner = vector(kind)
+    batch = VectorEnvironments(inner)
+    with pytest.raises(EnvironmentFault, match=IN_VECTORS[fault][kind]) as caught:
+        run_for_ever(batch)
+    for word in ("VectorEnv", "episode seed"):
+        assert word in str(caught.value)
+    if kind == "async":
+        place = 0 if fault == "raises in reset" else 4
+        slot = 1 if "slot 1" in str(caught.value) else 0  # all of them died at once
+        seed = episode_seeds(0, np.array([3 * 6 + slot]))[0]
+        assert f"slot {slot} (episode seed {seed}), step {place}" in str(caught.value)
+    batch.close()
+    assert left_over(inner) == []
+    assert multiprocessing.active_children() == []
+
+
+def vector_run(run: Path, kill_in_round: int | None) -> list[int]:
+    """Learn on workers, of which one may be killed; the processes that are left."""
+    model, settings = load_target("Fragile-v0"), PolicyGradient(**SETTINGS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        learner = policy_gradient._Learner(settings, model, model.action_prior)
+    inner = vector("async", 2)
+    batch, update, rounds = VectorEnvironments(inner, model), learner.update, 0
+
+    def struck(data: Any) -> Any:
+        nonlocal rounds
+        rounds += 1
+        if rounds == kill_in_round:
+            os.kill(inner.processes[1].pid, signal.SIGKILL)
+        return update(data)
+
+    learner.update = struck  # type: ignore[method-assign]
+    try:
+        learn(
+            model,
+            learner,
+            Collector(batch, 0),
+            Schedule(600, 200, 0, 10**6),
+            seed=0,
+            run=run,
+        )
+    finally:
+        batch.close()
+    return left_over(inner)
+
+
+def test_a_run_whose_worker_was_killed_goes_on_with_others(tmp_path: Path) -> None:
+    for name in ("whole", "struck"):
+        (tmp_path / name).mkdir()
+    assert vector_run(tmp_path / "whole", None) == []
+    with pytest.raises(
+        EnvironmentFault, match=r"slot 1 \(episode seed \d+\), step 2: step: its worker"
+    ):
+        vector_run(tmp_path / "struck", 17)
+    assert multiprocessing.active_children() == []
+    assert checkpoints.load(tmp_path / "struck")[0] == 340
+    assert vector_run(tmp_path / "struck", None) == []
+    found = [
+        {
+            str(path.relative_to(tmp_path / name)): path.read_bytes()
+            for path in (tmp_path / name).rglob("*")
+            if path.is_file()
+        }
+        for name in ("whole", "struck")
+    ]
+    assert found[0] == found[1]
+
+
+def test_workers_collect_what_one_process_does() -> None:
+    model = load_target("Fragile-v0")
+    settings = PolicyGradient(**SETTINGS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        policy = policy_gradient._Learner(settings, model, model.action_prior).policy
+    alone = Collector(environments(model, 2), 3).collect(policy, 40)
+    batch = VectorEnvironments(vector("async", 2), model)
+    together = Collector(batch, 3).collect(policy, 40)
+    batch.close()
+    assert torch.equal(alone.state, together.state)
+    assert json.dumps(alone.reward.tolist()) == json.dumps(together.reward.tolist())
