@@ -73,7 +73,8 @@ def print_inference(result: InferenceResult, report: dict[str, Any]) -> None:
     row("certified error of V, at most", report["error_bound"], "reward")
     if report["error_bound"] is None:
         table.add_row("certified error of V", "none", "")
-    row("iterations", report["iterations"], "")
+    is_learned = hasattr(result.routine, "total_steps")
+    row("environment steps" if is_learned else "iterations", report["iterations"], "")
     row("time", report["seconds"], "s")
     console = Console()
     console.print(table)

@@ -391,6 +391,7 @@ def test_a_table_of_a_learned_run_has_the_error_of_its_objective(capsys: Capture
         capsys, "infer", "tree", "policy-gradient", *LEARN, "--out", "run", "--episodes", "0"
     )
     assert "its standard error" in out
+    assert "environment steps" in out
 
 
 def test_bad_settings_of_a_learned_run(capsys: Capture) -> None:
