@@ -146,12 +146,14 @@ class StateFunction(nn.Module):
         if self.horizon is not None:
             share = (_steps(t) / self.horizon).to(inputs.dtype)
             inputs = torch.cat([inputs, share.expand(inputs.shape[:-1]).unsqueeze(-1)], dim=-1)
-        layers: Any = self.layers
-        *hidden, last = layers
-        # Not as modules, whose calls take as long as what they compute here.
-        for layer in hidden:
+        batch = inputs.shape[:-1]
+        layers: list[Any] = list(self.layers.children())
+        # Not as modules, nor in more dimensions than two: at these sizes that is what takes long.
+        inputs = inputs.reshape(-1, inputs.shape[-1])
+        for layer in layers[:-1]:
             inputs = self.activation(nn.functional.linear(inputs, layer.weight, layer.bias))
-        return nn.functional.linear(inputs, last.weight, last.bias)
+        outputs = nn.functional.linear(inputs, layers[-1].weight, layers[-1].bias)
+        return outputs.reshape(*batch, outputs.shape[-1])
 
 
 def _steps(t: int | Tensor | None) -> Tensor:
@@ -173,6 +175,16 @@ class _Logits(dist.Categorical):
         self._num_events = logits.shape[-1]
         self._batch_shape, self._event_shape = logits.shape[:-1], torch.Size()
         self._validate_args = False
+
+    @property
+    def probs(self) -> Tensor:
+        return self.logits.exp()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if value.shape != self._batch_shape:
+            log_prob: Tensor = super().log_prob(value)
+            return log_prob
+        return self.logits.gather(-1, value.long().unsqueeze(-1)).squeeze(-1)
 
 
 class NetworkPolicy(Policy):

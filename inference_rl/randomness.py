@@ -186,6 +186,8 @@ def _draw(distribution: Any, shape: torch.Size, noise: _Noise) -> Tensor:
     """A draw of batch shape `shape`, to which that of the distribution may have to be expanded."""
     d = distribution
     value: Tensor
+    if isinstance(d, td.Categorical):  # first, as the most common
+        return _category(d.probs, shape, noise)
     if isinstance(d, td.Independent | ExpandedDistribution | MaskedDistribution):
         return _draw(d.base_dist, _inner(d, shape), noise)
     if isinstance(d, td.TransformedDistribution):
@@ -193,8 +195,6 @@ def _draw(distribution: Any, shape: torch.Size, noise: _Noise) -> Tensor:
         for transform in d.transforms:
             value = transform(value)
         return value
-    if isinstance(d, td.Categorical):
-        return _category(d.probs, shape, noise)
     if isinstance(d, SparseCategorical):
         slot = _category(d.probs, shape, noise).unsqueeze(-1)
         return d.states.expand(*shape, -1).gather(-1, slot).squeeze(-1)
@@ -232,12 +232,12 @@ def _inner(distribution: Any, shape: torch.Size) -> torch.Size:
 
 def _category(probs: Tensor, shape: torch.Size, noise: _Noise) -> Tensor:
     # NumPy's small operations take a fraction of torch's time.
-    cumulative = probs.numpy().astype(np.float64).cumsum(-1)
+    cumulative = probs.numpy().cumsum(-1, dtype=np.float64)
     total = cumulative[..., -1:]
     threshold = noise.take(shape).numpy()[..., np.newaxis] * total
     # `< total`, so that rounding can never select a category past the last possible one.
     passed = (cumulative <= threshold) & (cumulative < total)
-    return torch.from_numpy(passed.sum(-1))
+    return torch.from_numpy(passed.argmin(-1))  # the first that was not
 
 
 def _linear(loc: Tensor, factor: Tensor, shape: torch.Size, noise: _Noise) -> Tensor:

@@ -104,6 +104,7 @@ class Collector:
         self._seeds = self._policy_seeds.of(self._episode)
         self._step = np.zeros(size, dtype=np.int64)
         self._ahead = Ahead(size)
+        self._ones = torch.ones(size, dtype=torch.bool)
         self._total = np.zeros(size)
         self._actions: list[list[tuple[Tensor, int]]] = [[] for _ in range(size)]
         """Of each slot's episode: batches of actions, and the slot's row in them."""
@@ -124,8 +125,8 @@ class Collector:
         for _ in range(steps):
             row = self._advance(policy, every)
             rows.append(row)
-            over = np.flatnonzero((row["terminated"] | row["truncated"]).numpy())
             self._state = row["next_state"]
+            over = np.flatnonzero(~self.environments.alive)
             if over.size:
                 self._finish(over)
                 self._state = self._state.clone()
@@ -192,16 +193,13 @@ class Collector:
         every = torch.from_numpy(self._step.copy())
         with torch.no_grad():
             distribution = policy(self._state, every)
-        drawn = draw(distribution, self._seeds, self._step, ACTIONS, self._ahead)
-        here = torch.from_numpy(slots)
-        all_act = slots.size == self._step.size
-        state, action, steps = (
-            (self._state, drawn, every)
-            if all_act
-            else (self._state[here], drawn[here], every[here])
-        )
+            drawn = draw(distribution, self._seeds, self._step, ACTIONS, self._ahead)
+        state, action, steps = self._state, drawn, every
+        if slots.size < self._step.size:
+            here = torch.from_numpy(slots)
+            state, action, steps = state[here], action[here], steps[here]
         outcome = self.environments.step(slots, action)
-        for i, slot in enumerate(slots):
+        for i, slot in enumerate(slots.tolist()):
             self._actions[slot].append((action, i))
         self._step[slots] += 1
         self._total[slots] += outcome.reward.numpy()
@@ -213,7 +211,7 @@ class Collector:
             "terminated": outcome.terminated,
             "truncated": outcome.truncated,
             "step": steps,
-            "valid": torch.ones(slots.size, dtype=torch.bool),
+            "valid": self._ones[: slots.size],
         }
 
     def _finish(self, slots: np.ndarray) -> None:

@@ -32,9 +32,9 @@ def rounds(count):
         learner.update(learner.collect(collector))
 rounds(20)
 count = {total} // ({environments} * {steps})
-start = time.perf_counter()
+start = time.process_time()
 rounds(count)
-print(count * {environments} * {steps} / (time.perf_counter() - start))
+print(count * {environments} * {steps} / (time.process_time() - start))
 """
 
 THEIRS = """
@@ -45,9 +45,9 @@ from stable_baselines3.common.env_util import make_vec_env
 model = A2C("MlpPolicy", make_vec_env("CartPole-v1", n_envs={environments}, seed=0),
             n_steps={steps}, device="cpu", seed=0)
 model.learn(20 * {environments} * {steps})
-start = time.perf_counter()
+start = time.process_time()
 model.learn({total}, reset_num_timesteps=False)
-print({total} / (time.perf_counter() - start))
+print({total} / (time.process_time() - start))
 """
 
 
