@@ -180,8 +180,6 @@ def test_learns_what_exact_inference_finds(target: str, steps: int) -> None:
         environments=64,
         steps_per_round=16,
         value_learning_rate=0.1,
-        normalise_advantages=False,
-        max_gradient_norm=1e9,
         **SETTINGS,
     )
     assert regret(finite, infer(finite, settings), 0.1) < 0.01

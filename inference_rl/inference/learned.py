@@ -272,20 +272,16 @@ def observe(data: Segment, *modules: nn.Module) -> None:
                 part.update(data.state[data.valid])
 
 
-def normalised(advantage: Tensor, valid: Tensor) -> Tensor:
-    """To zero mean and unit variance over the valid steps."""
-    taken = advantage[valid]
-    return (advantage - taken.mean()) / (taken.std(correction=0) + 1e-8)
-
-
 def decay(optimiser: torch.optim.Optimizer, done: float) -> None:
     """Set the learning rates to what is left of those it began with, once `done` of 1 is done."""
     for group in optimiser.param_groups:
         group["lr"] = group.setdefault("first_lr", group["lr"]) * max(1 - done, 0.0)
 
 
-def descend(optimiser: torch.optim.Optimizer, loss: Tensor, max_norm: float) -> Tensor:
+def descend(optimiser: torch.optim.Optimizer, loss: Tensor, max_norm: float | None) -> Tensor:
     """A step down the gradient of `loss`; the norm of the first group's before it was clipped.
+
+    :param max_norm: None does not clip.
 
     Each group is clipped for itself: the errors of a value must not shorten the steps of a policy.
     """
@@ -293,10 +289,17 @@ def descend(optimiser: torch.optim.Optimizer, loss: Tensor, max_norm: float) -> 
 
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
-    norms = [
-        torch.nn.utils.clip_grad_norm_(group["params"], max_norm)
-        for group in optimiser.param_groups
-    ]
+    norms = []
+    for group in optimiser.param_groups:
+        gradients = [p.grad for p in group["params"] if p.grad is not None]
+        if not gradients:
+            continue
+        # As torch.nn.utils.clip_grad_norm_ does, which takes three times as long on small networks.
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        if max_norm is not None and norm > max_norm:
+            for gradient in gradients:
+                gradient.mul_(max_norm / norm)
+        norms.append(norm)
     optimiser.step()
     return norms[0]
 

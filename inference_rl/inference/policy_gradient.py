@@ -21,8 +21,11 @@ of rewards alone. It is another gradient, not of J: it pays for entropy now, and
 states where entropy can be had.
 
 Departures:
-1. With λ < 1, or `normalise_advantages`, the gradient is biased, or rescaled, for lower variance.
-2. Gradients are clipped to `max_gradient_norm`, and taken by Adam.
+1. With λ < 1, or `centre_advantages`, the gradient is biased for lower variance: by what V gets
+   wrong, and by one part in the number of steps of a round.
+2. Gradients are taken by Adam, which makes a step the same whatever the unit of reward. Advantages
+   are not scaled to unit variance round by round, as is common: those of a policy that is nearly
+   perfect are noise, and would move it as far as what it had to learn.
 3. `weigh_by_discount=False` drops γ^t from 4, as most implementations do: it improves the policy
    where it is in the long run, and is the gradient of no function (Nota and Thomas 2020,
    arXiv:1906.07073).
@@ -75,20 +78,20 @@ class PolicyGradient:
     """Of each environment, between updates; 0 for one whole episode each."""
     baseline: Literal["learned", "none"] = "learned"
     """What is subtracted from the return: the soft value, or nothing."""
-    trace_decay: float = 0.98
+    trace_decay: float = 0.95
     """λ of generalised advantage estimation, in [0, 1]; 1 is the plain return."""
-    normalise_advantages: bool = True
-    """Scale the advantages of a round to unit variance around zero."""
+    centre_advantages: bool = True
+    """Subtract from the advantages of a round their mean."""
     weigh_by_discount: bool = False
     """Weigh step t by γ^t, which makes the gradient that of J."""
     learning_rate: float = 2e-3
     """Of the policy (Adam)."""
-    value_learning_rate: float = 3e-3
+    value_learning_rate: float = 1e-2
     """Of the baseline (Adam)."""
     decay_learning_rates: bool = True
     """Linearly to zero over the run."""
-    max_gradient_norm: float = 0.5
-    """Longer gradients are shortened to this."""
+    max_gradient_norm: float | None = None
+    """Longer gradients, of policy or baseline, are shortened to this; None keeps them."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers; discrete states have a table instead."""
     activation: Literal["tanh", "relu", "silu"] = "tanh"
@@ -118,8 +121,9 @@ class PolicyGradient:
             learning_rate=(0, None),
             value_learning_rate=(0, None),
             temperature_learning_rate=(0, None),
-            max_gradient_norm=(0, None),
         )
+        if self.max_gradient_norm is not None:
+            learned.check_ranges(self, max_gradient_norm=(0, None))
         if self.estimator == "pathwise" and self.temperature == 0:
             raise ValueError(
                 "temperature: the pathwise estimator runs the program, which divides by it; "
@@ -177,12 +181,15 @@ def advantages(
     nothing once the episode has terminated, and for the rest where it was cut. Schulman et al.
     (2016), arXiv:1506.02438, eq. 16.
     """
+    import torch
+
     change = reward + discount * next_value * ~terminated - value
     carried = (~ended).to(change.dtype) * (discount * trace_decay)
-    advantage = change.clone()
-    for t in range(len(change) - 2, -1, -1):
-        advantage[t] += carried[t] * advantage[t + 1]
-    return advantage
+    # In NumPy, whose small operations take a fraction of torch's time.
+    advantage, rest = change.cpu().numpy(), carried.cpu().numpy()
+    for t in range(len(advantage) - 2, -1, -1):
+        advantage[t] += rest[t] * advantage[t + 1]
+    return torch.from_numpy(advantage).to(change.device)
 
 
 def score_loss(log_prob: Tensor, advantage: Tensor, weight: Tensor) -> Tensor:
@@ -274,9 +281,15 @@ class _Learner:
     ) -> None:
         import torch
 
+        from inference_rl.networks import ObservationScaling
+
         self.settings, self.model, self.prior = settings, model, prior
         self.policy, self.value = learned.networks(settings, model, prior)
         self.tempering = learned.Tempering(settings, model, prior)
+        self.scaled = any(
+            isinstance(part, ObservationScaling)
+            for part in [*self.policy.modules(), *self.value.modules()]
+        )
         self.rounds, self.steps, self.path_seed = 0, 0, int(torch.randint(2**62, ()))
         if settings.estimator == "pathwise":
             _check_reparameterised(model, self.policy)
@@ -328,43 +341,51 @@ class _Learner:
         }
 
     def _by_score(self, data: Segment) -> dict[str, Tensor | float]:
-        import torch
-
         settings, temperature = self.settings, self.tempering.temperature
-        learned.observe(data, self.policy, self.value)
+        if self.scaled:
+            learned.observe(data, self.policy, self.value)
         distribution = self.policy(data.state, data.step)
-        log_prob = distribution.log_prob(data.action)
-        divergence = log_prob.detach() - learned.log_prior(self.prior, data)
-        # Both at once: to call a small network costs more than what it computes.
-        states = torch.cat([data.state, data.next_state])
-        values = learned.value_at(self.value, states, torch.cat([data.step, data.step + 1]))
-        value, next_value = values.split(len(data.step))
-        target, advantage = self._credit(
-            data, divergence, value.detach(), next_value.detach(), temperature
-        )
-        weight = data.valid.to(log_prob.dtype) / data.valid.sum()
+        idle = ~data.valid  # where the action that stands there may even be forbidden
+        log_prob = distribution.log_prob(data.action).masked_fill(idle, 0.0)
+        divergence = log_prob.detach() - learned.log_prior(self.prior, data).masked_fill(idle, 0.0)
+        share = data.valid.to(log_prob.dtype) / data.steps
+        value, next_value = self._values(data)
+        target, advantage = self._credit(data, divergence, value.detach(), next_value, temperature)
+        weight = share
         if settings.weigh_by_discount:
             weight = weight * self.model.discount**data.step
-        scaled = advantage
-        if settings.normalise_advantages:
-            scaled = learned.normalised(advantage, data.valid)
+        if settings.centre_advantages:
+            advantage = advantage - (share * advantage).sum()
         if settings.estimator == "entropy-bonus":
-            loss = entropy_bonus_loss(log_prob, distribution.entropy(), scaled, weight, temperature)
+            entropy = distribution.entropy()
+            loss = entropy_bonus_loss(log_prob, entropy, advantage, weight, temperature)
         else:
-            loss = score_loss(log_prob, scaled, weight)
+            loss = score_loss(log_prob, advantage, weight)
         if settings.baseline == "learned":
-            loss = loss + value_loss(value, target, data.valid / data.valid.sum())
+            loss = loss + value_loss(value, target, share)
         norm = learned.descend(self.optimiser, loss, settings.max_gradient_norm)
-        mean_divergence = (divergence * data.valid).sum() / data.valid.sum()
-        entropy = -(log_prob.detach() * data.valid).sum() / data.valid.sum()
+        mean_divergence = (share * divergence).sum()
         self.tempering.update(mean_divergence, data.steps)
         return {
             "loss": loss.detach(),
             "gradient_norm": norm,
-            "entropy": entropy,
+            "entropy": -(share * log_prob.detach()).sum(),
             "divergence": mean_divergence,
             "temperature": temperature,
         }
+
+    def _values(self, data: Segment) -> tuple[Tensor, Tensor]:
+        """The soft value at every step and, without its graph, after it; (T, N)."""
+        import torch
+
+        states = torch.cat([data.state, data.next_state[-1:]])
+        values = learned.value_at(self.value, states, torch.cat([data.step, data.step[-1:] + 1]))
+        following, cut = values.detach()[1:], data.truncated[:-1]
+        if cut.any():  # there, what comes next in time is another episode
+            following = following.clone()
+            states, steps = data.next_state[:-1][cut], data.step[:-1][cut] + 1
+            following[:-1][cut] = learned.value_at(self.value, states, steps).detach()
+        return values[:-1], following
 
     def _credit(
         self,
