@@ -45,7 +45,18 @@ def learning_figure(result: InferenceResult) -> Figure:
     page.heading("temperature, reward units", 5.3, 3.05)
     for lower in (below, beside):
         lower.set_xlabel("environment steps")
+    for each in (axes, below, beside):
+        _from_the_start(each, rows)
     return page.finish()
+
+
+def _from_the_start(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    """Steps from zero on, however few evaluations there were, with room between their labels."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.set_xlim(0, 1.02 * max((row["steps"] for row in rows), default=1))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:,.0f}"))
 
 
 def _draw_returns(
