@@ -1,0 +1,197 @@
+"""What learned routines compute by hand is what the trajectory program says: value and gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from gymnasium.spaces import Box, MultiDiscrete
+from pyro import poutine
+from torch import Tensor
+
+from inference_rl import (
+    CategoricalPrior,
+    EnvironmentModel,
+    FiniteModel,
+    GaussianPrior,
+    MaskPrior,
+    MixturePrior,
+    PolicyGradient,
+    PolicyPrior,
+    StickyPrior,
+    TabularPolicy,
+    UniformPrior,
+)
+from inference_rl.environment import WithPreviousAction
+from inference_rl.inference.learned import _with_last_state
+from inference_rl.inference.policy_gradient import _Learner
+from inference_rl.learning.collection import Collector, Segment
+from inference_rl.networks import Architecture, NetworkPolicy, described
+from inference_rl.priors import ActionPrior
+from inference_rl.simulate import environments
+from inference_rl.trajectory import trajectory
+
+STATES, ACTIONS, STEPS, SLOTS, DISCOUNT, TEMPERATURE = 4, 3, 5, 64, 0.8, 0.7
+
+
+@pytest.fixture(autouse=True)
+def _double() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+def table(seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).dirichlet(np.ones(ACTIONS) * 3, STATES)
+
+
+def finite() -> FiniteModel:
+    """A random model that ends in its last state, or after `STEPS` steps."""
+    rng = np.random.default_rng(0)
+    reward = rng.normal(size=(STATES, ACTIONS, STATES))
+    reward[-1] = 0.0
+    return FiniteModel.from_tables(
+        rng.dirichlet(np.ones(STATES), (STATES, ACTIONS)),
+        reward,
+        discount=DISCOUNT,
+        initial=np.array([0.5, 0.3, 0.2, 0.0]),
+        terminal=np.arange(STATES) == STATES - 1,
+        horizon=STEPS,
+    )
+
+
+class Drift(EnvironmentModel):
+    """Vectors that noise and actions move about, at a price."""
+
+    state_space, discount, horizon = Box(-np.inf, np.inf, (2,), np.float64), DISCOUNT, STEPS
+
+    def __init__(self, action_space: Any) -> None:
+        self.action_space = action_space
+
+    def initial_state(self) -> Any:
+        return dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def transition(self, state: Tensor, action: Tensor) -> Any:
+        return dist.Normal(0.8 * state + 0.3 * action, 0.4).to_event(1)
+
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        return -state.square().sum(-1) - 0.2 * action.sum(-1) + next_state[..., 0]
+
+
+PAIR, BOX = MultiDiscrete([2, 3]), Box(-1.0, 1.0, (2,))
+
+
+def other(model: EnvironmentModel) -> NetworkPolicy:
+    """A policy to serve as a prior."""
+    torch.manual_seed(7)
+    described_ = Architecture(described(model.state_space), described(model.action_space))
+    return stirred(NetworkPolicy(described_)).requires_grad_(False)
+
+
+def stirred(policy: Any) -> Any:
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return policy
+
+
+CASES: dict[str, tuple[Any, Any]] = {
+    "Discrete, uniform": (finite, lambda m: UniformPrior(m.action_space)),
+    "Discrete, categorical": (finite, lambda m: CategoricalPrior(probs=table())),
+    "Discrete, mask": (finite, lambda m: MaskPrior([False, True, True])),
+    "Discrete, sticky": (
+        lambda: WithPreviousAction(finite()),
+        lambda m: StickyPrior(m.action_space, 0.4, CategoricalPrior(probs=table())),
+    ),
+    "Discrete, policy": (finite, lambda m: PolicyPrior(TabularPolicy(torch.tensor(table(2))))),
+    "Discrete, mixture": (
+        finite,
+        lambda m: MixturePrior(
+            [UniformPrior(m.action_space), CategoricalPrior(probs=table())], [0.3, 0.7]
+        ),
+    ),
+    "MultiDiscrete, uniform": (lambda: Drift(PAIR), lambda m: UniformPrior(PAIR)),
+    "MultiDiscrete, policy": (lambda: Drift(PAIR), lambda m: PolicyPrior(other(m))),
+    "Box, uniform": (lambda: Drift(BOX), lambda m: UniformPrior(BOX)),
+    "Box, gaussian": (
+        lambda: Drift(BOX),
+        lambda m: GaussianPrior(BOX, loc=lambda s: (0.2 * s).clamp(-1, 1), scale=0.6),
+    ),
+    "Box, policy": (lambda: Drift(BOX), lambda m: PolicyPrior(other(m))),
+    "Box, mixture": (
+        lambda: Drift(BOX),
+        lambda m: MixturePrior([UniformPrior(BOX), GaussianPrior(BOX, 0.5, 0.3)], [0.4, 0.6]),
+    ),
+}
+
+
+def program_loss(
+    model: EnvironmentModel, policy: Any, prior: ActionPrior, data: Segment, sign: float = 1.0
+) -> Tensor:
+    """−Σ_t log q(a_t | s_t) · [temperature · log p(τ, O)/q(τ), of its factors from t on], a path.
+
+    Every number is read off Pyro's traces of the program, conditioned on the paths in `data`.
+    """
+    states, steps = _with_last_state(data), len(data.step)
+    paths = {f"state_{t}": state for t, state in enumerate(states)}
+    paths |= {f"action_{t}": action for t, action in enumerate(data.action)}
+    given = poutine.condition(trajectory, data=paths)
+    with pyro.plate("paths", SLOTS):
+        guide = poutine.trace(given).get_trace(model, policy, steps)
+        joint = poutine.trace(given).get_trace(model, prior, steps, temperature=TEMPERATURE)
+    guide.compute_log_prob()
+    joint.compute_log_prob()
+    loss, rest = torch.zeros(()), torch.zeros(SLOTS)
+    for t in reversed(range(steps)):
+        taken = guide.nodes[f"action_{t}"]
+        weights = joint.nodes[f"optimality_{t}"]["log_prob"]
+        ratio = joint.nodes[f"action_{t}"]["log_prob"] - taken["log_prob"]
+        rest = rest + TEMPERATURE * (weights + sign * ratio).detach()
+        loss = loss - (taken["unscaled_log_prob"] * rest).sum() / SLOTS
+    return loss
+
+
+def both(case: str, sign: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
+    """Loss and its gradient, by the program and by the update."""
+    make_model, make_prior = CASES[case]
+    model = make_model()
+    prior = make_prior(model)
+    settings = PolicyGradient(
+        temperature=TEMPERATURE,
+        environments=SLOTS,
+        steps_per_round=0,
+        baseline="none",
+        centre_advantages=False,
+        weigh_by_discount=True,
+        hidden=(8,),
+    )
+    torch.manual_seed(0)
+    learner = _Learner(settings, model, prior)
+    stirred(learner.policy)
+    data = learner.collect(Collector(environments(model, SLOTS), 3))
+    parameters = list(learner.policy.parameters())
+    loss = program_loss(model, learner.policy, prior, data, sign)
+    by_program = [loss.detach(), *torch.autograd.grad(loss, parameters)]
+    scale = data.steps / SLOTS  # the update's is a mean over steps, the program's over paths
+    found = learner.update(data)
+    by_update = [found["loss"], *(parameter.grad for parameter in parameters)]
+    return by_program, [scale * part for part in by_update]
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_the_update_of_the_policy_gradient_is_the_programs(case: str) -> None:
+    for expected, found in zip(*both(case), strict=True):
+        assert expected.abs().max() > 1e-3
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", ["Discrete, categorical", "Box, gaussian"])
+def test_a_program_that_pays_for_divergence_is_told_apart(case: str) -> None:
+    by_program, by_update = both(case, sign=-1.0)
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(by_program, by_update, strict=True))
