@@ -11,6 +11,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
@@ -305,7 +306,9 @@ class ModulePolicy(Policy):
         self.module = module
 
     def forward(self, state: Tensor, t: int | Tensor | None = None) -> TorchDistribution:
-        distribution: TorchDistribution = self.module(state)
+        # Or Pyro would put in place of its parameters what any other module calls by their names.
+        with pyro.get_param_store().scope():
+            distribution: TorchDistribution = self.module(state)
         return distribution
 
     def mode(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:

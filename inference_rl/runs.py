@@ -60,7 +60,10 @@ def write(
     """
     import safetensors.torch
 
-    path = claim(directory)
+    path = Path(directory)
+    if (path / MANIFEST).exists():
+        raise FileExistsError(f"{path} holds another run; choose another directory")
+    path.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, entries in tensors.items():
         content = safetensors.torch.save({k: v.contiguous() for k, v in entries.items()})
@@ -98,7 +101,8 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
 
 def write_seconds(directory: str | Path, seconds: float) -> None:
     """Note the wall time of a run, apart from what the run determines."""
-    write_durably(claim(directory) / TIMING, json.dumps({"seconds": seconds}).encode() + b"\n")
+    path = claim(directory) / TIMING
+    write_durably(path, json.dumps({"seconds": seconds}).encode() + b"\n")
 
 
 def read_seconds(directory: str | Path) -> float:

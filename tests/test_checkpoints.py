@@ -73,7 +73,6 @@ FAULTS = [
     (os, "fsync"),
     (os, "replace"),
     (builtins, "open"),
-    (pathlib.Path, "touch"),
     (pathlib.Path, "mkdir"),
     (pathlib.Path, "unlink"),
     (shutil, "rmtree"),

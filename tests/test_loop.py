@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -16,6 +15,8 @@ from pathlib import Path
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroModule, PyroParam
+from torch.distributions import constraints
 
 from inference_rl import InferenceResult, PolicyGradient, evaluation, infer, load_target, runs
 from inference_rl.cli import main
@@ -237,27 +238,6 @@ def test_a_fault_of_the_environment_is_named_and_what_came_before_is_saved(
     assert list((tmp_path / "run/checkpoints").iterdir())
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings, fsync, calls = PolicyGradient(**SETTINGS), os.fsync, 0
-
-    def full(handle: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > 30:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(handle)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
-            infer(load_target("chain"), settings, directory=tmp_path / "run")
-    infer(load_target("chain"), settings, directory=tmp_path / "run").save(tmp_path / "run")
-    infer(load_target("chain"), settings, directory=tmp_path / "whole").save(tmp_path / "whole")
-    assert files(tmp_path / "run") == files(tmp_path / "whole")
-
-
 def test_what_is_not_finite_stops_the_run() -> None:
     settings = PolicyGradient(**SETTINGS | {"learning_rate": 1e38, "value_learning_rate": 1e38})
     with pytest.raises((FloatingPointError, ValueError), match=r"finite|nan"):
@@ -308,6 +288,68 @@ def test_nan_in_what_was_learned_is_not_saved(
     ):
         infer(load_target("chain"), PolicyGradient(**SETTINGS), directory=tmp_path)
     assert checkpoints.load(tmp_path)[0] == 400
+
+
+class Preference(torch.nn.Module):
+    """A user's own policy: one preference for all discrete states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.zeros(2))
+
+    def forward(self, state: torch.Tensor) -> dist.Categorical:
+        return dist.Categorical(logits=self.logits.expand(*state.shape, 2))
+
+
+class Tilted(PyroModule):
+    """Another, of boxes, with a parameter that Pyro keeps positive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = PyroModule[torch.nn.Linear](4, 2)
+        self.sharpness = PyroParam(torch.tensor(1.0), constraints.positive)
+
+    def forward(self, state: torch.Tensor) -> dist.Categorical:
+        return dist.Categorical(logits=self.sharpness * self.inner(state))
+
+
+@pytest.mark.parametrize(("target", "made"), [("chain", Preference), ("CartPole-v1", Tilted)])
+def test_a_module_of_the_users_own_is_learned_and_resumed(
+    target: str,
+    made: type[torch.nn.Module],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(folder: Path) -> InferenceResult:
+        torch.manual_seed(0)
+        routine = PolicyGradient(**SETTINGS, policy=made())
+        return infer(load_target(target), routine, seed=4, directory=folder)
+
+    whole = run(tmp_path / "whole")
+    torch.manual_seed(0)
+    for name, parameter in made().named_parameters():
+        learned_value = whole.policy.state_dict()[f"module.{name}"]
+        assert not torch.equal(learned_value, parameter)
+    with monkeypatch.context() as patch:
+        update, rounds = policy_gradient._Learner.update, 0
+
+        def stopped(self, data):
+            nonlocal rounds
+            rounds += 1
+            if rounds == 12:
+                raise Stopped
+            return update(self, data)
+
+        patch.setattr(policy_gradient._Learner, "update", stopped)
+        with pytest.raises(Stopped):
+            run(tmp_path / "run")
+    again = run(tmp_path / "run")
+    assert again.objective == whole.objective
+    for folder, result in (("whole", whole), ("run", again)):
+        result.save(tmp_path / folder)
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    with pytest.raises(ValueError, match="its policy is a module of your own"):
+        InferenceResult.load(tmp_path / "run")
 
 
 def begun(folder: Path) -> Path:
@@ -379,17 +421,6 @@ def test_a_damaged_setup_is_named(
     (run / "setup.json").write_text(json.dumps(setup | change))
     said = refused(["infer", "--resume", str(run)], capsys)
     assert f"{run / 'setup.json'} is damaged" in said
-
-
-class Preference(torch.nn.Module):
-    """A user's own policy: one preference for all states."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.logits = torch.nn.Parameter(torch.zeros(2))
-
-    def forward(self, state: torch.Tensor) -> dist.Categorical:
-        return dist.Categorical(logits=self.logits.expand(*state.shape, 2))
 
 
 @pytest.mark.parametrize(
