@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from pyro import poutine
 from torch import Tensor
 
 from inference_rl import (
+    PCL,
     CategoricalPrior,
     EnvironmentModel,
     FiniteModel,
@@ -28,8 +30,8 @@ from inference_rl import (
     UniformPrior,
 )
 from inference_rl.environment import WithPreviousAction
-from inference_rl.inference.learned import _with_last_state
-from inference_rl.inference.policy_gradient import _Learner
+from inference_rl.inference import pcl, policy_gradient
+from inference_rl.inference.learned import _with_last_state, value_at
 from inference_rl.learning.collection import Collector, Segment
 from inference_rl.networks import Architecture, NetworkPolicy, described
 from inference_rl.priors import ActionPrior
@@ -131,6 +133,13 @@ CASES: dict[str, tuple[Any, Any]] = {
 }
 
 
+def conditioned(data: Segment) -> Any:
+    """The program along the paths in `data`."""
+    paths = {f"state_{t}": state for t, state in enumerate(_with_last_state(data))}
+    paths |= {f"action_{t}": action for t, action in enumerate(data.action)}
+    return poutine.condition(trajectory, data=paths)
+
+
 def program_loss(
     model: EnvironmentModel, policy: Any, prior: ActionPrior, data: Segment, sign: float = 1.0
 ) -> Tensor:
@@ -138,10 +147,7 @@ def program_loss(
 
     Every number is read off Pyro's traces of the program, conditioned on the paths in `data`.
     """
-    states, steps = _with_last_state(data), len(data.step)
-    paths = {f"state_{t}": state for t, state in enumerate(states)}
-    paths |= {f"action_{t}": action for t, action in enumerate(data.action)}
-    given = poutine.condition(trajectory, data=paths)
+    given, steps = conditioned(data), len(data.step)
     with pyro.plate("paths", SLOTS):
         guide = poutine.trace(given).get_trace(model, policy, steps)
         joint = poutine.trace(given).get_trace(model, prior, steps, temperature=TEMPERATURE)
@@ -172,7 +178,7 @@ def both(case: str, sign: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
         hidden=(8,),
     )
     torch.manual_seed(0)
-    learner = _Learner(settings, model, prior)
+    learner = policy_gradient._Learner(settings, model, prior)
     stirred(learner.policy)
     data = learner.collect(Collector(environments(model, SLOTS), 3))
     parameters = list(learner.policy.parameters())
@@ -195,3 +201,63 @@ def test_the_update_of_the_policy_gradient_is_the_programs(case: str) -> None:
 def test_a_program_that_pays_for_divergence_is_told_apart(case: str) -> None:
     by_program, by_update = both(case, sign=-1.0)
     assert all((a - b).abs().max() > 1e-3 for a, b in zip(by_program, by_update, strict=True))
+
+
+WINDOW = 3
+
+
+def path_weights(
+    model: EnvironmentModel, learner: Any, data: Segment, prior: ActionPrior, sign: float
+) -> Tensor:
+    """Σ over paths of temperature · log p/q of `WINDOW` steps and what follows, less V(s_0)."""
+    given = conditioned(data)
+
+    def message(state: Tensor) -> Tensor:
+        return value_at(learner.value, state, torch.full((SLOTS,), WINDOW))
+
+    with pyro.plate("paths", SLOTS):
+        guide = poutine.trace(given).get_trace(model, learner.policy, WINDOW)
+        joint = poutine.trace(given).get_trace(
+            model, prior, WINDOW, temperature=TEMPERATURE, message=message
+        )
+    first = value_at(learner.value, data.state[0], torch.zeros(SLOTS, dtype=torch.long))
+    return TEMPERATURE * (joint.log_prob_sum() - sign * guide.log_prob_sum()) - first.sum()
+
+
+def residuals(case: str, kind: str, sign: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
+    """The residuals of the first paths, summed, and their gradients: by program and by update."""
+    make_model, make_prior = CASES[case]
+    model = make_model()
+    prior = make_prior(model)
+    settings = PCL(kind=kind, temperature=TEMPERATURE, window=WINDOW, hidden=(8,))
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*has random dynamics")
+        learner = pcl._Learner(settings, model, prior)
+    stirred(learner.policy)
+    stirred(learner.value)
+    data = Collector(environments(model, SLOTS), 3).collect_episodes(learner.policy)
+    parameters = [*learner.policy.parameters(), *learner.value.parameters()]
+    found = learner.residual(data, TEMPERATURE)[0][0].sum()
+    expected = path_weights(model, learner, data, prior, sign)
+    by_program, by_update = (
+        [total.detach(), *torch.autograd.grad(total, parameters)] for total in (expected, found)
+    )
+    return by_program, by_update
+
+
+FINITE = [case for case in CASES if case.startswith("Discrete")]
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"), [*((c, "pcl") for c in CASES), *((c, "unified") for c in FINITE)]
+)
+def test_the_residual_of_path_consistency_is_the_programs(case: str, kind: str) -> None:
+    for expected, found in zip(*residuals(case, kind), strict=True):
+        assert expected.abs().max() > 1e-3
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_residual_of_the_wrong_sign_is_told_apart() -> None:
+    by_program, by_update = residuals("Discrete, categorical", "pcl", sign=-1.0)
+    assert (by_program[0] - by_update[0]).abs() > 1e-3

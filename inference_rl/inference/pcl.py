@@ -328,27 +328,9 @@ class _Learner:
 
     def _descend(self, paths: Segment, fresh: int) -> tuple[dict[str, Tensor | float], Tensor]:
         """One step down the squared residual of all `paths`, of which the first are `fresh`."""
-        import torch
-
         settings, temperature = self.settings, self.tempering.temperature
         multiplier = self._multiplier()
-        log_prob, value, next_value = self._evaluated(paths, temperature)
-        divergence = log_prob - learned.log_prior(self.prior, paths)
-        reward = paths.reward if self.finite is None else self._expected_reward(paths)
-        rate = reward.to(value.dtype) - temperature * divergence
-        if multiplier > 0:
-            lagging = self.lagging["policy"][0]
-            with torch.no_grad():
-                before = lagging(paths.state, paths.step).log_prob(paths.action)
-            rate = rate - multiplier * (log_prob - before)
-        residual = path_residual(
-            rate,
-            value,
-            next_value,
-            paths.ended,
-            discount=self.model.discount,
-            window=settings.window,
-        )
+        residual, log_prob, divergence = self.residual(paths, temperature, multiplier)
         loss = residual_loss(residual, paths.valid / paths.valid.sum())
         norm = learned.descend(self.optimiser, loss, settings.max_gradient_norm)
         valid = paths.valid[:, :fresh]
@@ -364,6 +346,33 @@ class _Learner:
         if settings.kind == "trust":
             numbers["trust_multiplier"] = multiplier
         return numbers, mean_divergence
+
+    def residual(
+        self, paths: Segment, temperature: float, multiplier: float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """C of the path from each step, reward units, log π and log π − log ρ there; (T, N)."""
+        import torch
+
+        idle = ~paths.valid
+        log_prob, value, next_value = self._evaluated(paths, temperature)
+        log_prior = learned.log_prior(self.prior, paths).masked_fill(idle, 0.0)
+        divergence = log_prob.masked_fill(idle, 0.0) - log_prior
+        reward = paths.reward if self.finite is None else self._expected_reward(paths)
+        rate = reward.to(value.dtype) - temperature * divergence
+        if multiplier > 0:
+            lagging = self.lagging["policy"][0]
+            with torch.no_grad():
+                before = lagging(paths.state, paths.step).log_prob(paths.action)
+            rate = rate - multiplier * (log_prob - before)
+        found = path_residual(
+            rate,
+            value,
+            next_value,
+            paths.ended,
+            discount=self.model.discount,
+            window=self.settings.window,
+        )
+        return found, log_prob, divergence
 
     def _multiplier(self) -> float:
         """λ, reward units; 0 without a trust region."""
