@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,23 @@ STARTING = 5.0
 
 class Stopped(BaseException):
     """What kills a run in its process."""
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stopped."""
+    run = tmp_path_factory.mktemp("complete") / "run"
+    main(["infer", "chain", "policy-gradient", *OPTIONS, "--out", str(run), "--episodes", "2"])
+    return run
+
+
+@pytest.fixture
+def begun(complete: Path, tmp_path: Path) -> Path:
+    """A run that was stopped when it had learned all."""
+    run = tmp_path / "run"
+    shutil.copytree(complete, run)
+    (run / "run.json").unlink()
+    return run
 
 
 @pytest.mark.parametrize(
@@ -246,9 +264,13 @@ def test_what_is_not_finite_stops_the_run() -> None:
 
 @pytest.mark.parametrize("field", ["loss", "gradient_norm"])
 def test_nan_stops_the_run_at_its_source(
-    field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    field: str,
+    complete: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run, whole = tmp_path / "run", tmp_path / "whole"
+    run = tmp_path / "run"
     original, rounds = policy_gradient._Learner.update, 0
 
     def update(self, data):
@@ -257,7 +279,7 @@ def test_nan_stops_the_run_at_its_source(
         found = original(self, data)
         return found | {field: torch.tensor(torch.nan)} if rounds == 12 else found
 
-    words = ["infer", "chain", "policy-gradient", *OPTIONS, "--out"]
+    words = ["infer", "chain", "policy-gradient", *OPTIONS, "--episodes", "2", "--out"]
     with monkeypatch.context() as patch:
         patch.setattr(policy_gradient._Learner, "update", update)
         said = refused([*words, str(run)], capsys)
@@ -265,8 +287,7 @@ def test_nan_stops_the_run_at_its_source(
     assert f"--resume {run}" in said
     assert checkpoints.load(run)[0] == 400
     main(["infer", "--resume", str(run)])
-    main([*words, str(whole)])
-    assert files(run) == files(whole)
+    assert files(run) == files(complete)
 
 
 def test_nan_in_what_was_learned_is_not_saved(
@@ -352,16 +373,6 @@ def test_a_module_of_the_users_own_is_learned_and_resumed(
         InferenceResult.load(tmp_path / "run")
 
 
-def begun(folder: Path) -> Path:
-    """A run that was stopped after its first checkpoint."""
-    run = folder / "run"
-    with pytest.raises(SystemExit):
-        main(["infer", "chain", "policy-gradient", *OPTIONS, "--out", str(run), "--episodes", "x"])
-    main(["infer", "chain", "policy-gradient", *OPTIONS, "--out", str(run), "--episodes", "2"])
-    (run / "run.json").unlink()
-    return run
-
-
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as stop:
         main(words)
@@ -369,8 +380,10 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
 
 
-def test_what_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = begun(tmp_path)
+def test_what_cannot_be_resumed(
+    begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begun
     assert "nothing to resume" in refused(["infer", "--resume", str(tmp_path)], capsys)
     assert "nothing else" in refused(["infer", "--resume", str(run), "--seed", "2"], capsys)
     again = ["infer", "chain", "policy-gradient", *OPTIONS, "--out", str(run)]
@@ -389,9 +402,9 @@ def test_what_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_an_edited_setting_is_refused_by_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    begun: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = begun(tmp_path)
+    run = begun
     setup = json.loads((run / "setup.json").read_text())
     edited = setup | {"settings": setup["settings"] | {"learning_rate": 0.5}}
     (run / "setup.json").write_text(json.dumps(edited))
@@ -414,9 +427,9 @@ def test_an_edited_setting_is_refused_by_name(
     ],
 )
 def test_a_damaged_setup_is_named(
-    change: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: dict, begun: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = begun(tmp_path)
+    run = begun
     setup = json.loads((run / "setup.json").read_text())
     (run / "setup.json").write_text(json.dumps(setup | change))
     said = refused(["infer", "--resume", str(run)], capsys)
