@@ -61,6 +61,14 @@ def _in_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "corridor.py").write_text(CORRIDOR)
 
 
+@pytest.fixture(autouse=True)
+def _drawn_where_looked_at(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To draw takes longer than all the rest: only tests that look at a picture have a true one."""
+    if request.node.get_closest_marker("pictures") is None:
+        place = "inference_rl.diagnostics.pictures.draw_policy"
+        monkeypatch.setattr(place, lambda result, path: path.write_bytes(b"a picture"))
+
+
 def run(capsys: Capture, *words: str) -> tuple[str, str]:
     """stdout and stderr of a command that succeeds."""
     main(list(words))
@@ -117,6 +125,7 @@ def model_file(**changes: str) -> str:
 # ------------------------------------------------------------------ infer
 
 
+@pytest.mark.pictures
 def test_the_corridor_runs_as_it_stands(capsys: Capture) -> None:
     found = report(capsys, "infer", "corridor.py", "exact", "--temperature", "0.5")
     assert found.keys() >= PINNED
@@ -145,6 +154,7 @@ def test_the_table_says_what_the_json_says(capsys: Capture) -> None:
     assert "Saved in runs/Corridor-exact-0-1, with a picture: policy.png" in out
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("target", ["cliff", "FrozenLake-v1", "double-integrator"])
 def test_every_kind_of_target(capsys: Capture, target: str) -> None:
     found = report(capsys, "infer", target, "exact", "--episodes", "5", "--seed", "3")
@@ -263,6 +273,7 @@ def test_a_linear_gaussian_run_is_evaluated(capsys: Capture) -> None:
     assert found["evaluation"] == inferred["evaluation"]
 
 
+@pytest.mark.pictures
 def test_the_posterior_of_an_endless_episode(capsys: Capture) -> None:
     words = ("exact", "--target", "posterior", "--temperature", "0.5", "--episodes", "2")
     Path("cart.py").write_text(
