@@ -84,7 +84,7 @@ class PolicyGradient:
     """Subtract from the advantages of a round their mean."""
     weigh_by_discount: bool = False
     """Weigh step t by γ^t, which makes the gradient that of J."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     """Of the policy (Adam)."""
     value_learning_rate: float = 1e-2
     """Of the baseline (Adam)."""
