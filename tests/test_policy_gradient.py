@@ -191,7 +191,7 @@ ICE = GridWorld(text="S...\n.H.H\n...H\nH..G", slip=0.2)
 LEARNS = {  # environment steps, slots, steps a round
     "slippery grid": (ICE, 600_000, 256, 8),
     "chain": (load_target("chain"), 200_000, 64, 16),
-    "tree": (load_target("tree"), 100_000, 64, 16),
+    "tree": (load_target("tree"), 400_000, 256, 16),
 }
 
 
