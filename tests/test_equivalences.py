@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from regret import regret
 
-from inference_rl import PCL, infer, load_target, tabulate
+from inference_rl import PCL, PolicyGradient, infer, load_target, tabulate
 
 ICE = "S...\n.H.H\n...H\nH..G"
 MODELS: dict[str, dict[str, Any]] = {
@@ -20,17 +20,24 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 TEMPERATURE, TOLERANCE = 0.1, 0.01
 
-SMALL = {
+TABLES = {
     "temperature": TEMPERATURE,
+    "learning_rate": 0.1,
+    "value_learning_rate": 0.1,
+    "evaluation_episodes": 0,
+}
+FOR_SCORES = {
+    "ice": {"total_steps": 600_000, "environments": 256, "steps_per_round": 8},
+    "chain": {"total_steps": 300_000, "environments": 64, "steps_per_round": 16},
+    "tree": {"total_steps": 400_000, "environments": 256, "steps_per_round": 16},
+}
+PATHS = TABLES | {
     "total_steps": 80_000,
     "environments": 16,
     "steps_per_round": 16,
-    "learning_rate": 0.1,
-    "value_learning_rate": 0.1,
+    "replayed_paths": 48,
     "max_gradient_norm": 1e9,
-    "evaluation_episodes": 0,
 }
-PATHS = SMALL | {"replayed_paths": 48}
 TRUSTING = {"kind": "trust", "max_divergence": 0.1, "policy_target_rate": 0.5}
 FOR_PATHS = {
     "ice": {"expectation": "model", "window": 1},
@@ -40,6 +47,9 @@ FOR_PATHS = {
 }
 
 ROUTINES = {
+    "policy gradient": lambda model: PolicyGradient(
+        weigh_by_discount=True, **TABLES | FOR_SCORES[model]
+    ),
     "pcl": lambda model: PCL(**PATHS | FOR_PATHS[model]),
     "unified pcl": lambda model: PCL(kind="unified", **PATHS | FOR_PATHS[model]),
     "trust pcl": lambda model: PCL(**TRUSTING | PATHS | FOR_PATHS[model]),
@@ -53,7 +63,7 @@ def cases() -> list[Any]:
         for model in MODELS
         for seed in range(5)
     ]
-    first = zip(ROUTINES, ["ice", "chain", "tree"] * 3, strict=False)
+    first = zip(ROUTINES, ["tree", "ice", "chain", "tree", "ice", "tree"], strict=False)
     return [pytest.param(routine, model, 0) for routine, model in first] + rare
 
 

@@ -7,12 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from regret import regret
 from torch import Tensor
 
 from inference_rl import (
     CategoricalPrior,
-    Exact,
     FiniteModel,
     InferenceResult,
     MaskPrior,
@@ -23,7 +21,6 @@ from inference_rl import (
 from inference_rl.inference.exact_finite import _objective, objective_parts
 from inference_rl.inference.policy_gradient import advantages, entropy_bonus_loss, score_loss
 from inference_rl.learning.collection import Collector
-from inference_rl.models.grid_world import GridWorld
 from inference_rl.networks import Architecture, NetworkPolicy, described
 from inference_rl.simulate import environments
 
@@ -185,38 +182,6 @@ def test_only_the_score_estimator_has_the_gradient_of_the_objective(seed: int) -
     last = (STEPS - 1) * STATES
     torch.testing.assert_close(bonus[last:], exact[last:], rtol=0, atol=1e-12)
     assert (bonus - exact)[:last].abs().max() > 1e-3
-
-
-ICE = GridWorld(text="S...\n.H.H\n...H\nH..G", slip=0.2)
-LEARNS = {  # environment steps, slots, steps a round
-    "slippery grid": (ICE, 600_000, 256, 8),
-    "chain": (load_target("chain"), 200_000, 64, 16),
-    "tree": (load_target("tree"), 400_000, 256, 16),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "seed"),
-    [
-        pytest.param(name, seed, marks=[pytest.mark.slow] if seed or name == "chain" else [])
-        for name in LEARNS
-        for seed in range(5)
-    ],
-)
-def test_learns_what_exact_inference_finds(name: str, seed: int) -> None:
-    given, steps, slots, steps_per_round = LEARNS[name]
-    finite = infer(given, Exact(0.1)).model
-    settings = PolicyGradient(
-        temperature=0.1,
-        total_steps=steps,
-        environments=slots,
-        steps_per_round=steps_per_round,
-        learning_rate=0.1,
-        value_learning_rate=0.1,
-        weigh_by_discount=True,
-        evaluation_episodes=0,
-    )
-    assert regret(finite, infer(finite, settings, seed=seed).policy, 0.1) < 0.01
 
 
 def test_forbidden_actions_are_never_taken() -> None:
