@@ -35,7 +35,7 @@ def save(run: Path, steps: int, state: Any) -> None:
             _read(directory)
         except ValueError:
             _remove(directory)
-        else:  # a state is a function of its run and its steps
+        else:  # a state is a function of its run and its steps, but for an evaluation done or due
             return
     manifest = {"steps": steps, "state": tree}
     runs.write(directory, manifest | {"digest": _digest(manifest)}, {"state": tensors})
