@@ -12,6 +12,11 @@ is jointly convex, and its gradient says what holds at the minimum: ∂g/∂η =
 minimum is found as a root: KL(η) = epsilon by bracketing, and θ at each η by Newton's method, which
 gives both constraints to rounding where minimising g gives them to its square root.
 
+Two relaxations, for objectives that already pay for divergence and for samples that cannot close.
+With `least_temperature` the minimum is over η from there on, where the divergence may be less than
+epsilon. With `flow_tolerance` λ > 0 the mismatch of the flow shares the trust region with it,
+KL(w ‖ q) + |E_w[d]|² / (2 λ E_q|d|²) <= epsilon, which adds λ E_q|d|² |θ|² / (2 η) to g.
+
 η and θᵀφ are in reward units, divergences in nats; everything is NumPy float64, and torch tensors
 that need no gradient are taken as arrays.
 
@@ -78,7 +83,8 @@ class EpisodicDual:
     effective_sample_size: float
     """1 / Σ weights², in [1, N]."""
     dual_value: float
-    """g(η): the weighted mean return, and no weighting within epsilon has a larger one."""
+    """g(η): no weighting within epsilon has a larger mean return; it is that of these weights where
+    the constraint binds."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,8 @@ class StepDual:
     advantages: Array
     """(N,): r + θᵀ(discount · φ' - φ), reward units."""
     dual_value: float
-    """g(η, θ): the weighted mean reward, and no weighting that is allowed has a larger one."""
+    """g(η, θ): no weighting that is allowed has a larger mean reward; it is that of these weights
+    where the constraint on the divergence binds and the flow closes."""
     iterations: int
     """Newton steps in θ, over all temperatures that were tried."""
 
@@ -127,7 +134,11 @@ def episodic_dual(
 
 
 def solve_episodic(
-    returns: ArrayLike, epsilon: float, log_base: ArrayLike | None = None
+    returns: ArrayLike,
+    epsilon: float,
+    log_base: ArrayLike | None = None,
+    *,
+    least_temperature: float = 0.0,
 ) -> EpisodicDual:
     """min over η > 0 of `episodic_dual`: weights w_i ∝ q_i exp(R_i / η) with KL(w ‖ q) = epsilon.
 
@@ -137,11 +148,18 @@ def solve_episodic(
     :param epsilon: in (0, -log q(best)), nats, q(best) the base weight of all the best samples:
         log(N / number of best) for uniform ones.
     :param log_base: (N,), log q up to a constant; -inf leaves a sample out. Uniform if None.
+    :param least_temperature: >= 0, units of the returns. Above 0 the minimum is over η from there
+        on: where it is at the end, KL(w ‖ q) is at most epsilon, and nothing is refused for it.
     :raises ConstantReturnError: all returns are equal. :raises DivergenceTooLargeError: epsilon at
         or above its limit. :raises ValueError: malformed arguments.
     """
     gain, log_base = _checked_sample(returns, "returns", log_base)
     _check_positive(epsilon, "epsilon", "nats")
+    _check_least(least_temperature)
+    if least_temperature > 0:
+        peak = gain[log_base > -np.inf].max()
+        if _tilted((gain - peak) / least_temperature, log_base)[1] <= epsilon:
+            return _episodic_at(least_temperature, gain, epsilon, log_base)
     scaled, span, rounding = _scaled(gain, log_base, "returns")
     best = scaled >= -rounding
     limit = max(0.0, -float(logsumexp(log_base[best])))
@@ -162,9 +180,12 @@ def solve_episodic(
             "choose a smaller epsilon or collect more episodes"
         )
     rate = math.exp(brentq(excess, low, high, xtol=1e-15, rtol=_ROUNDING))
-    weights, divergence, log_mean = _tilted(rate * scaled, log_base)
-    temperature = span / rate
+    return _episodic_at(span / rate, gain, epsilon, log_base)
+
+
+def _episodic_at(temperature: float, gain: Array, epsilon: float, log_base: Array) -> EpisodicDual:
     peak = gain[log_base > -np.inf].max()
+    weights, divergence, log_mean = _tilted((gain - peak) / temperature, log_base)
     return EpisodicDual(
         temperature=float(temperature),
         weights=weights,
@@ -207,6 +228,7 @@ def step_dual(
     discount: float = 1.0,
     initial_features: ArrayLike | None = None,
     log_base: ArrayLike | None = None,
+    horizon: int | None = None,
 ) -> tuple[float, float, Array]:
     """g(η, θ) = η · epsilon + η · log Σ_i q_i exp(δ_i / η), its derivative by η, and by θ (K,).
 
@@ -217,7 +239,7 @@ def step_dual(
     :raises ValueError: an argument outside its range, or of another shape.
     """
     reward, log_base = _checked_sample(rewards, "rewards", log_base)
-    flow, _ = _flow(len(reward), features, next_features, discount, initial_features)
+    flow, _ = _flow(len(reward), features, next_features, discount, initial_features, horizon)
     theta = np.asarray(theta, dtype=np.float64)
     if theta.shape != flow.shape[1:]:
         raise ValueError(
@@ -243,6 +265,9 @@ def solve_step(
     initial_features: ArrayLike | None = None,
     log_base: ArrayLike | None = None,
     start: StepDual | None = None,
+    horizon: int | None = None,
+    least_temperature: float = 0.0,
+    flow_tolerance: float = 0.0,
 ) -> StepDual:
     """min over η > 0 and θ of `step_dual`: KL(w ‖ q) = epsilon and E_w[d] = 0.
 
@@ -250,7 +275,9 @@ def solve_step(
     makes a biased estimate of the dual of the model where transitions are random, because the
     expectation over s' stands inside the exponential; pass φ' averaged over the next states of the
     same state and action where they are known, but never the mean over a batch. After a step that
-    ended an episode, pass the features of an initial state: the chain starts again there.
+    ended an episode, pass the features of an initial state, for a chain that starts again there; or
+    zeros, for an end that is worth nothing, and one more sample of zero features and reward that
+    has the mass of all steps after the ends.
 
     It takes O(N K²) per Newton step, of which it needs five to forty.
 
@@ -259,32 +286,52 @@ def solve_step(
         flow constraint, and below that of the best one.
     :param discount: in (0, 1]. Below 1 the weights are a discounted visitation from the start.
     :param initial_features: (K,), E φ(s_0), or (M, K), φ of a sample of initial states. Needed
-        below discount 1, without effect at 1.
+        below discount 1 or with a horizon, without effect at 1 without one.
     :param log_base: (N,), log q up to a constant; -inf leaves a sample out. Uniform if None.
     :param start: a solution to start from, of a similar sample with the same features.
+    :param horizon: T >= 1, steps of an episode, if it has a last one: features are then of the
+        state and the step, zero after the last, and the start has the mass of one step in T
+        (discounted: 1 / Σ_t discount^t) in place of 1 - discount.
+    :param least_temperature: >= 0, reward units. Above 0 the minimum is over η from there on: where
+        it is at the end, KL(w ‖ q) is at most epsilon.
+    :param flow_tolerance: λ >= 0: how much the flow may fail to close, as above; 0 for not at all.
     :raises InfeasibleFlowError: no weighting satisfies the flow constraint.
     :raises DivergenceTooSmallError, DivergenceTooLargeError: epsilon outside its limits.
     :raises ConstantReturnError: all weightings that satisfy the constraint are equally good.
     :raises DualNotSolvedError: no convergence. :raises ValueError: malformed arguments.
     """
     reward, log_base = _checked_sample(rewards, "rewards", log_base)
-    flow, offset = _flow(len(reward), features, next_features, discount, initial_features)
+    flow, offset = _flow(len(reward), features, next_features, discount, initial_features, horizon)
     if start is not None and start.theta.shape != flow.shape[1:]:
         raise ValueError(
             f"start: expected a solution with {flow.shape[1]} features, got one with "
             f"{len(start.theta)}; leave start out"
         )
     _check_positive(epsilon, "epsilon", "nats")
-    _, span, _ = _scaled(reward, log_base, "rewards")
+    _check_least(least_temperature)
+    if not 0 <= flow_tolerance < math.inf:
+        raise ValueError(f"flow_tolerance: expected a finite number >= 0, got {flow_tolerance}")
     kept = log_base > -np.inf
-    coordinates = _Whitened(flow[kept])
+    try:
+        span = _scaled(reward, log_base, "rewards")[1]
+    except ConstantReturnError:
+        if least_temperature == 0:
+            raise
+        span = least_temperature
+    size = math.sqrt(float(np.exp(log_base[kept]) @ (flow[kept] ** 2).sum(1)))
+    coordinates = _Scaled(flow[kept], size) if flow_tolerance else _Whitened(flow[kept])
     problem = _Projection(
-        (reward[kept] - reward[kept].max()) / span, coordinates.rows, log_base[kept], epsilon
+        (reward[kept] - reward[kept].max()) / span,
+        coordinates.rows,
+        log_base[kept],
+        epsilon,
+        span / least_temperature if least_temperature else math.inf,
+        flow_tolerance,
     )
     if start is None:
         rate, point = problem.solve(None)
     else:
-        rate = span / start.temperature
+        rate = min(span / start.temperature, problem.largest_rate)
         rate, point = problem.solve((rate, coordinates.into(start.theta) * rate / span))
 
     temperature = span / rate
@@ -294,11 +341,15 @@ def solve_step(
     exponent[kept] = problem.exponent(rate, point)
     peak = exponent.max()
     weights, divergence, log_mean = _tilted(exponent - peak, log_base)
-    dual_value = reward[kept].max() + temperature * (epsilon + peak + log_mean)
+    spent = divergence + problem.price(point)
+    dual_value = reward[kept].max() + temperature * (
+        epsilon + peak + log_mean + problem.price(point)
+    )
     mismatch = float(np.linalg.norm(weights @ flow))
-    size = math.sqrt(float((flow[kept] ** 2).sum(1).mean()))
-    if abs(divergence - epsilon) > 1e-6 * min(1.0, epsilon) or mismatch > 1e-6 * size:
-        raise problem.not_solved(divergence - epsilon, mismatch)
+    excess = spent - epsilon if rate < problem.largest_rate else max(spent - epsilon, 0.0)
+    unmet = np.linalg.norm(weights[kept] @ coordinates.rows + flow_tolerance * point)
+    if abs(excess) > 1e-6 * min(1.0, epsilon) or unmet > 1e-6:
+        raise problem.not_solved(excess, mismatch)
     return StepDual(
         temperature=float(temperature),
         theta=theta,
@@ -310,6 +361,22 @@ def solve_step(
         dual_value=float(dual_value),
         iterations=problem.iterations,
     )
+
+
+class _Scaled:
+    """Rows of unit mean square, in which the shortest point is that of the shortest theta."""
+
+    def __init__(self, rows: Array, size: float) -> None:
+        self.size = size if size > 0 else 1.0
+        self.rows = rows / self.size
+
+    def into(self, theta: Array) -> Array:
+        """(K,): z with the same products `rows @ z` as the original rows with theta."""
+        return theta * self.size
+
+    def out_of(self, point: Array) -> Array:
+        """(K,): theta with the products of `point`."""
+        return point / self.size
 
 
 class _Whitened:
@@ -343,12 +410,25 @@ class _Projection:
     """max_w rate · E_w[r] - KL(w ‖ q) subject to E_w[d] = 0, and the rate at which KL = epsilon.
 
     Its dual is min_y log Σ q exp(rate · r + y·d), where rate = 1 / η and y = θ / η: smooth and
-    convex in y at every rate, rate 0 included, where g is not defined.
+    convex in y at every rate, rate 0 included, where g is not defined. A tolerance λ adds
+    λ |y|² / 2 to it, which at the minimum is what the mismatch takes of epsilon.
     """
 
-    def __init__(self, reward: Array, flow: Array, log_base: Array, epsilon: float) -> None:
+    def __init__(
+        self,
+        reward: Array,
+        flow: Array,
+        log_base: Array,
+        epsilon: float,
+        largest_rate: float,
+        tolerance: float,
+    ) -> None:
         self.reward, self.flow, self.log_base, self.epsilon = reward, flow, log_base, epsilon
+        self.largest_rate, self.tolerance = largest_rate, tolerance
         self.iterations = 0
+
+    def price(self, point: Array) -> float:
+        return self.tolerance * float(point @ point) / 2
 
     def exponent(self, rate: float, point: Array) -> Array:
         return rate * self.reward + self.flow @ point
@@ -365,12 +445,15 @@ class _Projection:
             excess = divergence - self.epsilon
             if rate > 0 and abs(excess) <= max(_DIVERGENCE_TOLERANCE * self.epsilon, 1e-14):
                 return rate, point
+            if rate == self.largest_rate and excess <= 0:
+                return rate, point
             if rate == 0:
                 self._check_at_zero(divergence, slope)
                 known_at_zero = True
             if excess <= 0:
                 low = rate
-                if rate > _LARGEST_RATE or rate**2 * slope < _SATURATED < rate:
+                saturated = rate > _LARGEST_RATE or rate**2 * slope < _SATURATED < rate
+                if saturated and self.largest_rate == math.inf:
                     raise DivergenceTooLargeError(
                         f"epsilon: expected less than about {divergence:.6g} nats, the divergence "
                         f"of the best weighting that satisfies the flow constraint, got "
@@ -386,6 +469,7 @@ class _Projection:
                 step = math.sqrt(max(square, 0.0))
                 if rate > 0:
                     step = min(step, 4 * rate)
+                step = min(step, self.largest_rate)
                 if not low < step < high:
                     step = math.sqrt(low * high) if low > 0 else high / 8
             point = point + (step - rate) * direction
@@ -399,7 +483,7 @@ class _Projection:
                 f"weighting that satisfies the flow constraint, got {self.epsilon:g}; choose a "
                 "larger epsilon, collect more steps or use fewer features"
             )
-        if slope < 1e-20:
+        if slope < 1e-20 and self.largest_rate == math.inf:
             raise ConstantReturnError(
                 "rewards: expected weightings of different mean reward among those that satisfy "
                 "the flow constraint, got the same for all of them: rewards are a combination of "
@@ -407,23 +491,29 @@ class _Projection:
             )
 
     def _closest(self, rate: float, point: Array) -> tuple[Array, float, float, Array]:
-        """y at this rate; KL there; the derivative of KL by rate²/2; and dy/drate."""
+        """y at this rate; KL there, with the price of y; its derivative by rate²/2; dy/drate."""
         exponent = self.exponent(rate, point)
         value, weights = self._log_mean(exponent)
+        value += self.price(point)
         for _ in range(_NEWTON_STEPS):
-            gradient = weights @ self.flow
-            curvature = self._curvature(weights, gradient)
+            mean = weights @ self.flow
+            gradient = mean + self.tolerance * point
+            curvature = self._curvature(weights, mean)
             if np.linalg.norm(gradient) <= _FLOW_TOLERANCE:
                 break
-            self._check_flow(point)
+            if self.tolerance == 0:
+                self._check_flow(point)
             self.iterations += 1
             step = -cho_solve(curvature, gradient)
             along = self.flow @ step
             slope, size = float(gradient @ step), 1.0
             while True:
+                there = point + size * step
                 new_value, new_weights = self._log_mean(exponent + size * along)
+                new_value += self.price(there)
                 # Near the minimum the value is flat to rounding, and the gradient decides.
-                flatter = np.linalg.norm(new_weights @ self.flow) < np.linalg.norm(gradient)
+                left = np.linalg.norm(new_weights @ self.flow + self.tolerance * there)
+                flatter = left < np.linalg.norm(gradient)
                 if new_value <= value + 1e-4 * size * slope or (flatter and -slope < 1e-8):
                     break
                 # The quadratic model holds for a change of the exponents by a few units at most,
@@ -431,17 +521,19 @@ class _Projection:
                 size = min(size / 2, _LONGEST_STEP / float(np.ptp(along)))
                 if not size * np.ptp(along) > 1e-12:
                     raise self.not_solved(0.0, float(np.linalg.norm(gradient)))
-            point = point + size * step
+            point = there
             exponent = self.exponent(rate, point)
             value, weights = self._log_mean(exponent)
+            value += self.price(point)
         else:
             raise self.not_solved(0.0, float(np.linalg.norm(gradient)))
-        mean = float(weights @ self.reward)
-        with_reward = (weights * (self.reward - mean)) @ self.flow
+        average = float(weights @ self.reward)
+        with_reward = (weights * (self.reward - average)) @ self.flow
         direction = -cho_solve(curvature, with_reward)
-        residual = self.reward - mean + (self.flow - gradient) @ direction
-        slope = max(float(weights @ residual**2), 0.0)
-        return point, _tilted(exponent - exponent.max(), self.log_base)[1], slope, direction
+        residual = self.reward - average + (self.flow - mean) @ direction
+        slope = float(weights @ residual**2) + 2 * self.price(direction)
+        spent = _tilted(exponent - exponent.max(), self.log_base)[1] + self.price(point)
+        return point, spent, slope, direction
 
     def _log_mean(self, exponent: Array) -> tuple[float, Array]:
         mass = exponent + self.log_base
@@ -451,8 +543,9 @@ class _Projection:
         return float(peak + math.log(total)), weights / total
 
     def _curvature(self, weights: Array, mean: Array) -> Any:
-        """A Cholesky factor of Cov_w(d), with a ridge where weights have left some direction."""
+        """A Cholesky factor of Cov_w(d) + λ, with a ridge where weights have left a direction."""
         covariance = (self.flow * weights[:, None]).T @ self.flow - np.outer(mean, mean)
+        covariance += self.tolerance * np.eye(len(mean))
         ridge = 1e-15 * max(float(np.trace(covariance)), 1.0)
         while True:
             try:
@@ -541,8 +634,9 @@ def _flow(
     next_features: ArrayLike,
     discount: float,
     initial_features: ArrayLike | None,
+    horizon: int | None,
 ) -> tuple[Array, Array]:
-    """d (N, K), and its constant part (1 - discount) · E φ(s_0), (K,)."""
+    """d (N, K), and its constant part, E φ(s_0) times the mass of a step at the start, (K,)."""
     here, there = (np.asarray(x, dtype=np.float64) for x in (features, next_features))
     if here.ndim != 2 or len(here) != number or there.shape != here.shape:
         raise ValueError(
@@ -551,12 +645,15 @@ def _flow(
         )
     if not 0 < discount <= 1:
         raise ValueError(f"discount: expected a number in (0, 1], got {discount}")
+    if horizon is not None and horizon < 1:
+        raise ValueError(f"horizon: expected at least one step, got {horizon}")
     offset = np.zeros(here.shape[1])
-    if discount < 1:
+    if (start := start_mass(discount, horizon)) > 0:
         if initial_features is None:
             raise ValueError(
-                f"initial_features: expected those of initial states at discount {discount}, got "
-                "None; pass E φ(s_0), or discount=1"
+                f"initial_features: expected those of initial states at discount {discount}"
+                + (f" and horizon {horizon}" if horizon is not None else "")
+                + ", got None; pass E φ(s_0), or discount=1 without a horizon"
             )
         first = np.asarray(initial_features, dtype=np.float64)
         if first.ndim not in (1, 2) or first.shape[-1:] != here.shape[1:] or not first.size:
@@ -564,7 +661,7 @@ def _flow(
                 f"initial_features: expected shape (K,) or (M, K) with K = {here.shape[1]}, got "
                 f"{first.shape}"
             )
-        offset = (1 - discount) * (first if first.ndim == 1 else first.mean(0))
+        offset = start * (first if first.ndim == 1 else first.mean(0))
     flow = discount * there - here + offset
     if not np.isfinite(flow).all():
         raise ValueError(
@@ -572,6 +669,18 @@ def _flow(
             "are not; look for an overflow or a missing value in the feature function"
         )
     return flow, offset
+
+
+def start_mass(discount: float, horizon: int | None) -> float:
+    """Of all (discounted) steps, the share of the first ones: 1 / Σ_{t < horizon} discount^t."""
+    if horizon is None:
+        return 1 - discount
+    return 1 / horizon if discount == 1 else (1 - discount) / (1 - discount**horizon)
+
+
+def _check_least(temperature: float) -> None:
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"least_temperature: expected a finite number >= 0, got {temperature}")
 
 
 def _check_positive(number: float, name: str, unit: str) -> None:

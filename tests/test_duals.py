@@ -513,6 +513,157 @@ def test_step_dual_refuses_another_theta() -> None:
         step_dual(1.0, np.ones(3), np.arange(4.0), np.ones((4, 2)), np.ones((4, 2)), 0.1)
 
 
+# ---- a least temperature, a horizon, a tolerance
+
+
+@pytest.mark.parametrize("least", [1e-3, 0.1, 5.0])
+def test_a_least_temperature_binds_where_the_divergence_does_not(least: float) -> None:
+    returns = np.random.default_rng(2).normal(size=50)
+    free = solve_episodic(returns, 0.3)
+    bounded = solve_episodic(returns, 0.3, least_temperature=least)
+    if free.temperature >= least:
+        assert np.array_equal(bounded.weights, free.weights)
+    else:
+        assert bounded.temperature == least
+        assert bounded.divergence < 0.3
+    # The minimum over η >= least: g rises from there on, or has no slope there.
+    value, slope = episodic_dual(bounded.temperature, returns, 0.3)
+    assert bounded.dual_value == pytest.approx(value, rel=1e-12)
+    assert slope > 0 if free.temperature < least else abs(slope) < 1e-9
+
+
+@pytest.mark.parametrize("least", [1e-3, 0.5, 20.0])
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_least_temperature_binds_with_steps(least: float, warm: bool) -> None:
+    model = ThreeStates(0.9)
+    free = solve_step(*model.arguments(), 0.2, **model.options())
+    bounded = solve_step(
+        *model.arguments(),
+        0.2,
+        **model.options(),
+        least_temperature=least,
+        start=free if warm else None,
+    )
+    assert bounded.temperature == pytest.approx(max(least, free.temperature), rel=1e-7)
+    _, slope, by_theta = step_dual(
+        bounded.temperature, bounded.theta, *model.arguments(), 0.2, **model.options()
+    )
+    assert np.abs(by_theta).max() < 1e-9
+    assert slope > 0 if least > free.temperature else abs(slope) < 1e-8
+    assert kl(bounded.weights, model.base) == pytest.approx(bounded.divergence, abs=1e-12)
+
+
+def test_a_least_temperature_solves_what_is_degenerate_without() -> None:
+    constant = solve_episodic(np.ones(7), 0.1, least_temperature=0.5)
+    assert np.allclose(constant.weights, 1 / 7)
+    assert constant.divergence == 0
+    assert solve_episodic([0.0, 1.0], 5.0, least_temperature=0.5).temperature == 0.5
+    _, here, there = walk(6, 100, seed=3)
+    phi, potential = np.eye(6), np.arange(6.0)
+    for reward in (np.ones(100), potential[here] - potential[there]):
+        solution = solve_step(reward, phi[here], phi[there], 0.5, least_temperature=0.1)
+        assert solution.temperature == pytest.approx(0.1)
+        assert solution.feature_mismatch < 1e-8
+    large = solve_step(np.arange(100.0), phi[here], phi[there], np.log(100), least_temperature=0.1)
+    assert large.temperature == pytest.approx(0.1)
+    with pytest.raises(DivergenceTooSmallError):
+        solve_step(potential[here], phi[here], phi[there], 1e-9, least_temperature=0.1)
+    for least in (-1.0, np.inf):
+        with pytest.raises(ValueError, match="least_temperature: expected a finite number >= 0"):
+            solve_episodic([1.0, 2.0], 0.1, least_temperature=least)
+
+
+class Layers:
+    """A random model of T steps: one feature per state and step, zero after the last."""
+
+    def __init__(self, discount: float, steps: int = 3, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        transition = rng.dirichlet(np.ones(2), size=(2, 2))
+        prior, first = rng.dirichlet(np.ones(2), size=2), rng.dirichlet(np.ones(2))
+        self.discount, self.steps = discount, steps
+        size = 2 * steps
+        self.initial = np.zeros(size)
+        self.initial[:2] = first
+        self.features = np.repeat(np.eye(size), 2, axis=0)
+        self.next_features = np.zeros((2 * size, size))
+        visits, base = first, []
+        for t in range(steps):
+            if t + 1 < steps:
+                block = transition.reshape(4, 2)
+                self.next_features[4 * t : 4 * t + 4, 2 * t + 2 : 2 * t + 4] = block
+            base.append(discount**t * (visits[:, None] * prior).ravel())
+            visits = np.einsum("s,sa,sat->t", visits, prior, transition)
+        self.base = np.concatenate(base) / np.concatenate(base).sum()
+        self.reward = rng.normal(size=2 * size)
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.8])
+def test_with_a_horizon_the_visits_of_a_policy_close_the_flow(discount: float) -> None:
+    model = Layers(discount)
+    arguments = (model.reward, model.features, model.next_features)
+    options = {
+        "discount": discount,
+        "horizon": model.steps,
+        "initial_features": model.initial,
+        "log_base": np.log(model.base),
+    }
+    theta = np.random.default_rng(1).normal(size=6)
+    _, _, slope = step_dual(0.7, theta * 0, 0 * model.reward, *arguments[1:], 0.1, **options)
+    assert np.abs(slope).max() < 1e-15  # the base is a visitation
+    _, _, by_theta = step_dual(0.7, theta, *arguments, 0.1, **options)
+    for k, unit in enumerate(np.eye(6)):
+        numeric = derivative(
+            lambda x, unit=unit: step_dual(0.7, theta + x * unit, *arguments, 0.1, **options)[0], 0
+        )
+        assert by_theta[k] == pytest.approx(numeric, rel=1e-7, abs=1e-9)
+    solution = solve_step(*arguments, 0.1, **options)
+    assert solution.divergence == pytest.approx(0.1, rel=1e-7)
+    total = model.steps if discount == 1 else (1 - discount**model.steps) / (1 - discount)
+    assert solution.weights[:4].sum() == pytest.approx(1 / total, rel=1e-9)
+    with pytest.raises(ValueError, match="initial_features: expected those of initial states"):
+        solve_step(*arguments, 0.1, discount=discount, horizon=model.steps)
+    with pytest.raises(ValueError, match="horizon: expected at least one step"):
+        solve_step(*arguments, 0.1, **options | {"horizon": 0})
+
+
+@pytest.mark.parametrize("tolerance", [1e-4, 0.1])
+@pytest.mark.parametrize("least", [0.0, 3.0])
+def test_the_mismatch_shares_the_trust_region(tolerance: float, least: float) -> None:
+    reward, here, there = walk(5, 80, seed=1)
+    phi = np.random.default_rng(0).normal(size=(5, 3))
+    options = {"flow_tolerance": tolerance, "least_temperature": least}
+    solution = solve_step(reward, phi[here], phi[there], 0.3, **options)
+    flow = phi[there] - phi[here]
+    size = (flow**2).sum(1).mean()
+    mean = solution.weights @ flow
+    assert np.allclose(mean, -tolerance * size * solution.theta / solution.temperature, atol=1e-8)
+    spent = solution.divergence + mean @ mean / (2 * tolerance * size)
+    assert spent == pytest.approx(0.3, rel=1e-6) if not least else spent < 0.3
+    assert solution.feature_mismatch == pytest.approx(np.linalg.norm(mean))
+    if not least:
+        # The penalised dual is least there, in η and in θ.
+        def penalised(temperature: float, theta: Array) -> float:
+            plain = step_dual(temperature, theta, reward, phi[here], phi[there], 0.3)[0]
+            return plain + tolerance * size * theta @ theta / (2 * temperature)
+
+        best = penalised(solution.temperature, solution.theta)
+        assert solution.dual_value == pytest.approx(best, rel=1e-9)
+        rng = np.random.default_rng(3)
+        for _ in range(20):
+            moved = solution.theta + 0.01 * rng.normal(size=3)
+            assert penalised(solution.temperature * (1 + 0.01 * rng.normal()), moved) > best
+
+
+def test_a_tolerance_lets_pass_what_cannot_close() -> None:
+    forward = np.eye(5)
+    solution = solve_step(np.arange(4.0), forward[:4], forward[1:], 0.5, flow_tolerance=1.0)
+    assert 0 < solution.feature_mismatch < 1
+    with pytest.raises(DivergenceTooSmallError, match="epsilon: expected more than"):
+        solve_step(np.arange(4.0), forward[:4], forward[1:], 0.5, flow_tolerance=1e-6)
+    with pytest.raises(ValueError, match="flow_tolerance: expected a finite number >= 0"):
+        solve_step(np.arange(4.0), forward[:4], forward[1:], 0.5, flow_tolerance=-1.0)
+
+
 # ---- broken twins
 
 
@@ -533,10 +684,8 @@ def test_a_missing_log_n_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_sign_of_the_flow_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     real = duals._flow
 
-    def reversed_flow(
-        number: int, here: Any, there: Any, discount: float, initial: Any
-    ) -> tuple[Array, Array]:
-        return real(number, there, here, discount, initial)
+    def reversed_flow(number: int, here: Any, there: Any, *rest: Any) -> tuple[Array, Array]:
+        return real(number, there, here, *rest)
 
     monkeypatch.setattr(duals, "_flow", reversed_flow)
     with pytest.raises(AssertionError):
