@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from inference_rl.inference.exact import Exact
     from inference_rl.inference.pcl import PCL
     from inference_rl.inference.policy_gradient import PolicyGradient
+    from inference_rl.inference.reps import REPS
     from inference_rl.linear_gaussian import LinearGaussianModel
     from inference_rl.model_environment import as_gymnasium
     from inference_rl.policies import LinearGaussianPolicy, Policy, TabularPolicy
@@ -47,6 +48,7 @@ _HOME = {
     "Exact": "inference.exact",
     "PCL": "inference.pcl",
     "PolicyGradient": "inference.policy_gradient",
+    "REPS": "inference.reps",
     "LinearGaussianModel": "linear_gaussian",
     "as_gymnasium": "model_environment",
     "LinearGaussianPolicy": "policies",
@@ -65,6 +67,7 @@ _HOME = {
 
 __all__ = [
     "PCL",
+    "REPS",
     "CategoricalPrior",
     "EnvironmentModel",
     "Exact",

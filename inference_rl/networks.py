@@ -231,10 +231,16 @@ class NetworkPolicy(Policy):
         return dataclasses.asdict(self.architecture)
 
     def forward(self, state: Tensor, t: int | Tensor | None = None) -> TorchDistribution:
+        scale = getattr(self, "log_scale", None)
+        return self.distribution(self.parameters_of(state, t), scale, state)
+
+    def distribution(
+        self, parameters: Tensor, log_scale: Tensor | None, state: Tensor
+    ) -> TorchDistribution:
+        """That of these parameters, which `parameters_of` gives in `state`, and of this width."""
         if self.action_kind == "discrete":
-            return _Logits(self.logits(state, t))
-        parameters = self.parameters_of(state, t)
-        if self.action_kind == "multi-discrete":
+            return _Logits(self._logits_of(parameters, state))
+        if log_scale is None:
             parts = parameters.split(self.sizes, dim=-1)
             widest = max(self.sizes)
             padded = [
@@ -243,14 +249,17 @@ class NetworkPolicy(Policy):
             ]
             logits = torch.stack(padded, dim=-2)
             return dist.Categorical(logits=logits, validate_args=False).to_event(1)
-        scale = self.log_scale.exp() + NARROWEST
+        scale = log_scale.exp() + NARROWEST
         if self.architecture.actions["bounded"]:
             return TruncatedNormal(parameters, scale, validate_args=False).to_event(1)
         return dist.Normal(parameters, scale, validate_args=False).to_event(1)
 
     def logits(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
         """Of discrete actions, batch + (A,), as they are: log π up to a constant of the state."""
-        logits = self.parameters_of(state, t)
+        return self._logits_of(self.parameters_of(state, t), state)
+
+    def _logits_of(self, parameters: Tensor, state: Tensor) -> Tensor:
+        logits = parameters
         if self.architecture.logit_scale != 1:
             logits = logits / self.architecture.logit_scale
         if not self.architecture.masked:
@@ -259,9 +268,12 @@ class NetworkPolicy(Policy):
         return logits.masked_fill(~allowed, -torch.inf)
 
     def mode(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
+        return self.mode_of(self.parameters_of(state, t), state)
+
+    def mode_of(self, parameters: Tensor, state: Tensor) -> Tensor:
+        """The most likely action under what `parameters_of` gave."""
         if self.action_kind == "discrete":
-            return self.logits(state, t).argmax(-1)
-        parameters = self.parameters_of(state, t)
+            return self._logits_of(parameters, state).argmax(-1)
         if self.action_kind == "multi-discrete":
             parts = parameters.split(self.sizes, dim=-1)
             return torch.stack([part.argmax(-1) for part in parts], dim=-1)

@@ -134,6 +134,8 @@ def load_policy(directory: str | Path) -> Policy:
     :raises FileNotFoundError: no run there. :raises ValueError: the run is damaged, or its policy
         of a kind that this version does not know.
     """
+    from inference_rl.contextual_policy import ContextualPolicy
+    from inference_rl.feature_policies import FeaturePolicy
     from inference_rl.networks import ModulePolicy, NetworkPolicy
 
     manifest = runs.read_manifest(directory)
@@ -143,11 +145,12 @@ def load_policy(directory: str | Path) -> Policy:
             f"{directory}: its policy is a module of your own, whose code a run does not hold; "
             "make the module, and load runs.read_tensors(directory, 'policy') into it"
         )
-    if kind not in (TabularPolicy.kind, LinearGaussianPolicy.kind, NetworkPolicy.kind):
+    described = {made.kind: made for made in (NetworkPolicy, FeaturePolicy, ContextualPolicy)}
+    if kind not in (TabularPolicy.kind, LinearGaussianPolicy.kind, *described):
         raise ValueError(f"{directory}: a policy of kind {kind!r}, which this version cannot load")
     tensors = runs.read_tensors(directory, "policy")
-    if kind == NetworkPolicy.kind:
-        policy = NetworkPolicy.described_by(manifest["policy_description"])
+    if kind in described:
+        policy = described[kind].described_by(manifest["policy_description"])
         policy.load_state_dict(tensors)
         return policy.requires_grad_(False)
     if kind == TabularPolicy.kind:

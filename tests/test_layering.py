@@ -11,7 +11,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"runs", "distributions", "truncated_normal", "randomness", "blocks"},
-    {"priors", "policies", "networks", "temperature", "environment"},
+    {
+        "priors",
+        "policies",
+        "networks",
+        "features",
+        "feature_policies",
+        "contextual_policy",
+        "temperature",
+        "environment",
+    },
     {"trajectory"},
     {
         "finite",
@@ -30,7 +39,6 @@ LAYERS = [
         "targets",
         "backups",
         "duals",
-        "features",
         "bellman_operators",
         "banded",
         "policy_evaluation",

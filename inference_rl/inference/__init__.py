@@ -31,6 +31,7 @@ ROUTINES = {
     "exact": "inference_rl.inference.exact:Exact",
     "policy-gradient": "inference_rl.inference.policy_gradient:PolicyGradient",
     "pcl": "inference_rl.inference.pcl:PCL",
+    "reps": "inference_rl.inference.reps:REPS",
 }
 """Names on the command line, and where their settings live."""
 
