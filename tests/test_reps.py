@@ -26,6 +26,7 @@ from inference_rl import (
     infer,
     load_target,
 )
+from inference_rl.duals import solve_episodic
 from inference_rl.inference import reps, reps_episodic, reps_rows, reps_step
 from inference_rl.inference.exact_finite import _objective
 from inference_rl.inference.reps_episodic import divergence_of_gaussians
@@ -186,6 +187,37 @@ def test_a_weighted_gaussian_is_the_weighted_moments() -> None:
     inputs = torch.from_numpy(rng.normal(size=(20, 2)))
     gain, _ = reps.weighted_gaussian(inputs, x, w)
     assert np.allclose((w[:, None] * inputs).mT @ (x - inputs @ gain.mT), 0, atol=1e-12)
+
+
+PUBLISHED = {
+    0.1: (
+        [-0.08301128786672954, -0.043178005024227945, -0.017982099254958094, -0.11768657308282167],
+        [0.43591509803224526, -0.15335207415252256, 0.03845129820746329, -0.04864230823845638],
+    ),
+    0.5: (
+        [-0.03857338334418169, 0.08645522656353331, 0.13049634609958544, -0.02614462878200616],
+        [0.32977321806073107, -0.11836989436091697, 0.01945039894891707, -0.04787249185789156],
+    ),
+    1.5: (
+        [-0.01709158740037374, 0.22519498637849322, 0.37962309913270964, 0.11826175796102217],
+        [0.16452672029318288, -0.034500433145349514, -0.00923475661777015, -0.07216114062441761],
+    ),
+}
+"""By epsilon, mean and first row of the covariance that MushroomRL 1.10.2's episodic REPS gives for
+these parameters and returns, as `tests/benchmarks/episodic_reps.py` prints them."""
+
+
+@pytest.mark.parametrize("epsilon", list(PUBLISHED))
+def test_an_update_is_that_of_the_published_program(epsilon: float) -> None:
+    grid = np.arange(160).reshape(40, 4)
+    parameters = np.sin(1.7 * grid + 0.3 * grid**2 % 7)
+    returns = -((parameters - 0.3) ** 2).sum(1) * 10 + np.cos(5.0 * np.arange(40)) - 20
+    weights = torch.from_numpy(solve_episodic(returns, epsilon).weights)
+    one = torch.ones(40, 1, dtype=torch.float64)
+    gain, covariance = reps.weighted_gaussian(one, torch.from_numpy(parameters), weights)
+    mean, row = PUBLISHED[epsilon]
+    assert np.allclose(gain[:, 0], mean, rtol=1e-9, atol=1e-10)
+    assert np.allclose(covariance[0], row, rtol=1e-9, atol=1e-10)
 
 
 def test_the_divergence_of_gaussians_is_that_of_torch() -> None:
