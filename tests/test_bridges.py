@@ -30,8 +30,9 @@ from inference_rl import (
     UniformPrior,
 )
 from inference_rl.environment import WithPreviousAction
-from inference_rl.inference import pcl, policy_gradient
+from inference_rl.inference import learned, pcl, policy_gradient
 from inference_rl.inference.learned import _with_last_state, value_at
+from inference_rl.inference.reps import soft_reward
 from inference_rl.learning.collection import Collector, Segment
 from inference_rl.networks import Architecture, NetworkPolicy, described
 from inference_rl.priors import ActionPrior
@@ -261,3 +262,34 @@ def test_the_residual_of_path_consistency_is_the_programs(case: str, kind: str) 
 def test_a_residual_of_the_wrong_sign_is_told_apart() -> None:
     by_program, by_update = residuals("Discrete, categorical", "pcl", sign=-1.0)
     assert (by_program[0] - by_update[0]).abs() > 1e-3
+
+
+def soft_returns(case: str, sign: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Σ_t γ^t r̃ of all paths, by the program and as REPS weighs steps and episodes by it."""
+    make_model, make_prior = CASES[case]
+    model = make_model()
+    prior = make_prior(model)
+    settings = PolicyGradient(hidden=(8,))
+    torch.manual_seed(0)
+    policy = stirred(learned.networks(settings, model, prior)[0])
+    data = Collector(environments(model, SLOTS), 3).collect_episodes(policy)
+    with pyro.plate("paths", SLOTS), torch.no_grad():
+        given, steps = conditioned(data), len(data.step)
+        guide = poutine.trace(given).get_trace(model, policy, steps)
+        joint = poutine.trace(given).get_trace(model, prior, steps, temperature=TEMPERATURE)
+        log_ratio = policy(data.state, data.step).log_prob(data.action)
+        log_ratio = log_ratio - learned.log_prior(prior, data)
+    soft = soft_reward(data.reward, sign * log_ratio, TEMPERATURE)
+    total = torch.where(data.valid, DISCOUNT**data.step * soft, 0.0).sum()
+    return TEMPERATURE * (joint.log_prob_sum() - guide.log_prob_sum()), total
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_the_soft_reward_of_reps_is_the_programs(case: str) -> None:
+    by_program, by_update = soft_returns(case)
+    torch.testing.assert_close(by_update, by_program, rtol=1e-10, atol=1e-10)
+
+
+def test_a_soft_reward_of_the_wrong_sign_is_told_apart() -> None:
+    by_program, by_update = soft_returns("Discrete, categorical", sign=-1.0)
+    assert (by_program - by_update).abs() > 1e-3
