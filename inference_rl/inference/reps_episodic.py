@@ -90,7 +90,7 @@ class EpisodicLearner:
 
     def _check_size(self) -> None:
         size, contexts = self.gain.shape
-        least = size + contexts if self.settings.covariance == "full" else 1 + contexts
+        least = contexts + (size - 1 if self.settings.covariance == "full" else 0)
         if self.settings.environments <= least:
             raise ValueError(
                 f"environments: expected more than {least} episodes a round for a "
