@@ -107,6 +107,24 @@ def test_a_box_is_learned_step_by_step(form: str) -> None:
         assert action.item() == pytest.approx(target, abs=0.15)
 
 
+def test_features_of_a_network_hold_the_flow(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inputs = 3  # the state, and the share of the horizon that has passed
+    network = nn.Sequential(nn.Linear(inputs, 24), nn.Tanh())
+    settings = REPS(
+        feature_module=network, environments=256, total_steps=256 * 25, hidden=(16,),
+        learning_rate=1e-2, temperature=0.01, **QUIET,
+    )  # fmt: skip
+    result = infer(Flat(), settings)
+    for target in (-0.4, 0.3):
+        action = result.policy.act(torch.tensor([target, 0.1]), 0, deterministic=True)
+        assert action.item() == pytest.approx(target, abs=0.15)
+    result.save(tmp_path)
+    loaded = InferenceResult.load(tmp_path, model=Flat())
+    state = torch.tensor([0.3, 0.1])
+    assert torch.equal(loaded.policy.mode(state, 0), result.policy.mode(state, 0))
+
+
 def test_a_search_improves_on_the_prior() -> None:
     given, result = learned("tree", kind="episodic", environments=64, total_steps=5_000)
     assert regret(given, result.policy, TEMPERATURE) < 0.7
