@@ -38,7 +38,14 @@ PATHS = TABLES | {
     "replayed_paths": 48,
     "max_gradient_norm": 1e9,
 }
-TRUSTING = {"kind": "trust", "max_divergence": 0.1, "policy_target_rate": 0.5}
+# With policy and value in one table, faster ones are held by the bait, which is nearer.
+UNIFIED: dict[str, Any] = {"ice": {}, "chain": {"learning_rate": 0.03}, "tree": {}}
+TRUSTING = {
+    "kind": "trust",
+    "max_divergence": 0.3,
+    "policy_target_rate": 1.0,
+    "total_steps": 120_000,
+}
 FOR_PATHS = {
     "ice": {"expectation": "model", "window": 1},
     "chain": {},
@@ -51,9 +58,9 @@ ROUTINES = {
         weigh_by_discount=True, **TABLES | FOR_SCORES[model]
     ),
     "pcl": lambda model: PCL(**PATHS | FOR_PATHS[model]),
-    "unified pcl": lambda model: PCL(kind="unified", **PATHS | FOR_PATHS[model]),
+    "unified pcl": lambda model: PCL(kind="unified", **PATHS | UNIFIED[model] | FOR_PATHS[model]),
     "reps": lambda model: REPS(temperature=TEMPERATURE, total_steps=20_000, evaluation_episodes=0),
-    "trust pcl": lambda model: PCL(**TRUSTING | PATHS | FOR_PATHS[model]),
+    "trust pcl": lambda model: PCL(**PATHS | TRUSTING | FOR_PATHS[model]),
 }
 
 
