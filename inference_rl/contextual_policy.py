@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -11,6 +11,9 @@ from torch.func import functional_call
 
 from inference_rl.networks import NetworkPolicy
 from inference_rl.policies import Policy
+
+if TYPE_CHECKING:
+    from inference_rl.priors import ActionPrior
 
 
 def flattened(policy: NetworkPolicy) -> Tensor:
@@ -63,13 +66,19 @@ class ContextualPolicy(Policy):
         self.register_buffer("gain", gain)
 
     @classmethod
-    def described_by(cls, description: dict[str, Any]) -> ContextualPolicy:
+    def described_by(
+        cls, description: dict[str, Any], *, prior: ActionPrior | None = None
+    ) -> ContextualPolicy:
         """A new policy of the sizes that `description` gave."""
-        network = NetworkPolicy.described_by(description["network"])
+        network = NetworkPolicy.described_by(description["network"], prior=prior)
         return cls(network, tuple(description["context"]))
 
     def description(self) -> dict[str, Any]:
-        return {"network": self.network.description(), "context": list(self.context)}
+        return {
+            "network": self.network.description(),
+            "context": list(self.context),
+            "support": self.network.architecture.support,
+        }
 
     def inputs(self, state: Tensor) -> Tensor:
         """ψ of the context, (N, C)."""

@@ -217,8 +217,7 @@ def as_discrete(distribution: TorchDistribution, size: int | None) -> TorchDistr
     if size is None:
         return distribution
     if isinstance(distribution, torch.distributions.Categorical):
-        given_logits = distribution._param is vars(distribution).get("logits")
-        return distribution if given_logits else categorical(distribution.probs)
+        return distribution if _by_logits(distribution) else categorical(distribution.probs)
     if isinstance(distribution, SparseCategorical):
         return SparseCategorical(distribution.states, distribution.probs, size)
     if isinstance(distribution, dist.Delta):
@@ -246,6 +245,25 @@ def as_probs(distribution: TorchDistribution, size: int) -> Tensor:
         dense = torch.zeros((*distribution.batch_shape, size), dtype=probs.dtype)
         return dense.scatter_add(-1, distribution.states, probs)
     return torch.nn.functional.pad(probs, (0, size - probs.shape[-1]))
+
+
+def possible(distribution: TorchDistribution, size: int) -> Tensor:
+    """Which of {0, ..., size-1} a distribution gives any mass, booleans of shape batch + (size,).
+
+    By log-probabilities where it was given those: small probabilities round to zero long before.
+    """
+    if not isinstance(distribution, torch.distributions.Categorical):
+        distribution = as_discrete(distribution, size)
+    if isinstance(distribution, SparseCategorical):
+        return as_probs(distribution, size) > 0
+    by_logits = _by_logits(distribution)
+    mass: Tensor = distribution.logits > -torch.inf if by_logits else distribution.probs > 0
+    return torch.nn.functional.pad(mass, (0, size - mass.shape[-1]))
+
+
+def _by_logits(distribution: Any) -> bool:
+    """Whether a categorical distribution was given by its logits."""
+    return distribution._param is vars(distribution).get("logits")
 
 
 def absorbing(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -18,9 +19,12 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from inference_rl.distributions import as_discrete
+from inference_rl.distributions import as_discrete, possible
 from inference_rl.policies import Policy
 from inference_rl.truncated_normal import TruncatedNormal
+
+if TYPE_CHECKING:
+    from inference_rl.priors import ActionPrior
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "silu": nn.functional.silu}
 
@@ -39,7 +43,9 @@ class Architecture:
     :ivar horizon: steps of an episode, if what is best depends on the step.
     :ivar hidden: widths of the hidden layers. :ivar activation: tanh, relu or silu.
     :ivar scaled: whether observations are scaled to zero mean and unit variance, as seen so far.
-    :ivar masked: whether some discrete actions are forbidden.
+    :ivar masked: whether some discrete actions are forbidden, by a table.
+    :ivar support: whose zero mass forbids discrete actions, state by state: that of the model's own
+        prior, or of one that was given in its place.
     :ivar logit_scale: reward units; what outputs are divided by to be logits of discrete actions.
     """
 
@@ -50,6 +56,7 @@ class Architecture:
     activation: str = "tanh"
     scaled: bool = False
     masked: bool = False
+    support: Literal["own", "given"] | None = None
     logit_scale: float = 1.0
 
 
@@ -187,6 +194,26 @@ class _Logits(dist.Categorical):
             return log_prob
         return self.logits.gather(-1, value.long().unsqueeze(-1)).squeeze(-1)
 
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _Logits:
+        return _Logits(self.logits.expand(*batch_shape, -1))
+
+
+def _support(prior: ActionPrior, actions: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """From states to the discrete actions that `prior` gives any mass: booleans, as `logits`."""
+    # A function, and not the prior: copies of a policy are not to copy a prior, or its model.
+    if actions["kind"] == "discrete":
+        return lambda state: possible(prior(state), actions["size"])
+    widest = max(actions["sizes"])
+
+    def allowed(state: Tensor) -> Tensor:
+        distribution = prior(state)
+        if isinstance(distribution, torch.distributions.Independent):
+            return possible(distribution.base_dist, widest)
+        # Its dimensions hang together, as those of the policy cannot.
+        return torch.ones((len(actions["sizes"]), widest), dtype=torch.bool)
+
+    return allowed
+
 
 class NetworkPolicy(Policy):
     """A policy whose parameters are a function of the state.
@@ -197,13 +224,29 @@ class NetworkPolicy(Policy):
 
     :param allowed: booleans, (A,), or (S, A) for discrete states: discrete actions that are False
         are never taken. All of them where it is not given.
+    :param prior: discrete actions to which it gives no mass in a state are not taken there; needed
+        where the architecture names its `support`. It is code, and no part of what is saved.
+    :raises ValueError: there is no such prior.
     """
 
     kind = "network"
     allowed: Tensor
 
-    def __init__(self, architecture: Architecture, allowed: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        allowed: Tensor | None = None,
+        prior: ActionPrior | None = None,
+    ) -> None:
         super().__init__()
+        self._support: Callable[[Tensor], Tensor] | None = None
+        if architecture.support is not None:
+            if prior is None:
+                raise ValueError(
+                    "NetworkPolicy: expected the prior whose forbidden actions it never takes, got "
+                    "none; give it as prior=..."
+                )
+            self._support = _support(prior, architecture.actions)
         if architecture.masked:
             shape = [architecture.actions["size"]]
             if architecture.states["kind"] == "discrete":
@@ -222,10 +265,12 @@ class NetworkPolicy(Policy):
             self.log_scale = nn.Parameter(torch.full((actions["dim"],), math.log(0.5)))
 
     @classmethod
-    def described_by(cls, description: dict[str, Any]) -> NetworkPolicy:
+    def described_by(
+        cls, description: dict[str, Any], *, prior: ActionPrior | None = None
+    ) -> NetworkPolicy:
         """A new policy of the architecture that `description` gave."""
         hidden = tuple(description["hidden"])
-        return cls(Architecture(**{**description, "hidden": hidden}))
+        return cls(Architecture(**{**description, "hidden": hidden}), prior=prior)
 
     def description(self) -> dict[str, Any]:
         return dataclasses.asdict(self.architecture)
@@ -241,13 +286,7 @@ class NetworkPolicy(Policy):
         if self.action_kind == "discrete":
             return _Logits(self._logits_of(parameters, state))
         if log_scale is None:
-            parts = parameters.split(self.sizes, dim=-1)
-            widest = max(self.sizes)
-            padded = [
-                nn.functional.pad(part, (0, widest - part.shape[-1]), value=-torch.inf)
-                for part in parts
-            ]
-            logits = torch.stack(padded, dim=-2)
+            logits = self._logits_of(parameters, state)
             return dist.Categorical(logits=logits, validate_args=False).to_event(1)
         scale = log_scale.exp() + NARROWEST
         if self.architecture.actions["bounded"]:
@@ -255,29 +294,44 @@ class NetworkPolicy(Policy):
         return dist.Normal(parameters, scale, validate_args=False).to_event(1)
 
     def logits(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
-        """Of discrete actions, batch + (A,), as they are: log π up to a constant of the state."""
+        """Of discrete actions, batch + (A,), as they are: log π up to a constant of the state.
+
+        Of a MultiDiscrete batch + (dimensions, widest), -inf beyond the end of the others.
+        """
         return self._logits_of(self.parameters_of(state, t), state)
 
     def _logits_of(self, parameters: Tensor, state: Tensor) -> Tensor:
         logits = parameters
         if self.architecture.logit_scale != 1:
             logits = logits / self.architecture.logit_scale
-        if not self.architecture.masked:
-            return logits
-        allowed = self.allowed if self.allowed.dim() == 1 else self.allowed[state]
-        return logits.masked_fill(~allowed, -torch.inf)
+        if self.action_kind == "multi-discrete":
+            logits = _side_by_side(logits.split(self.sizes, dim=-1))
+        if self.architecture.masked:
+            allowed = self.allowed if self.allowed.dim() == 1 else self.allowed[state]
+            logits = logits.masked_fill(~allowed, -torch.inf)
+        if self._support is not None:
+            with torch.no_grad():
+                allowed = self._support(state)
+            logits = logits.masked_fill(~allowed, -torch.inf)
+        return logits
 
     def mode(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
         return self.mode_of(self.parameters_of(state, t), state)
 
     def mode_of(self, parameters: Tensor, state: Tensor) -> Tensor:
         """The most likely action under what `parameters_of` gave."""
-        if self.action_kind == "discrete":
+        if self.action_kind in ("discrete", "multi-discrete"):
             return self._logits_of(parameters, state).argmax(-1)
-        if self.action_kind == "multi-discrete":
-            parts = parameters.split(self.sizes, dim=-1)
-            return torch.stack([part.argmax(-1) for part in parts], dim=-1)
         return parameters.clamp(-1, 1) if self.architecture.actions["bounded"] else parameters
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Logits of several choices as one tensor, (..., choices, widest)."""
+    widest = max(part.shape[-1] for part in parts)
+    padded = [
+        nn.functional.pad(part, (0, widest - part.shape[-1]), value=-torch.inf) for part in parts
+    ]
+    return torch.stack(padded, dim=-2)
 
 
 class LogPartition(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from inference_rl import runs
 from inference_rl.distributions import categorical
+
+if TYPE_CHECKING:
+    from inference_rl.priors import ActionPrior
 
 
 class Policy(nn.Module, abc.ABC):
@@ -128,11 +131,13 @@ class LinearGaussianPolicy(Policy):
         return state.to(gain.dtype) @ gain.mT + offset
 
 
-def load_policy(directory: str | Path) -> Policy:
+def load_policy(directory: str | Path, *, prior: ActionPrior | None = None) -> Policy:
     """The policy of a saved run. Runs no code from the directory.
 
+    :param prior: that of the run; needed where the policy asks it, whenever it is called, which
+        actions of a continuous state are forbidden.
     :raises FileNotFoundError: no run there. :raises ValueError: the run is damaged, or its policy
-        of a kind that this version does not know.
+        of a kind that this version does not know, or in need of its prior.
     """
     from inference_rl.contextual_policy import ContextualPolicy
     from inference_rl.feature_policies import FeaturePolicy
@@ -150,7 +155,18 @@ def load_policy(directory: str | Path) -> Policy:
         raise ValueError(f"{directory}: a policy of kind {kind!r}, which this version cannot load")
     tensors = runs.read_tensors(directory, "policy")
     if kind in described:
-        policy = described[kind].described_by(manifest["policy_description"])
+        description = manifest["policy_description"]
+        needed = {}
+        if description.get("support") is not None:
+            if prior is None:
+                raise ValueError(
+                    f"{directory}: its policy never takes what its prior forbids, and a prior is "
+                    "code, which a run does not hold; make the prior, and give it as "
+                    "load_policy(directory, prior=...), or take the policy of "
+                    "InferenceResult.load(directory)"
+                )
+            needed = {"prior": prior}
+        policy = described[kind].described_by(description, **needed)
         policy.load_state_dict(tensors)
         return policy.requires_grad_(False)
     if kind == TabularPolicy.kind:

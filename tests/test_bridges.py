@@ -11,7 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from gymnasium.spaces import Box, MultiDiscrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from pyro import poutine
 from torch import Tensor
 
@@ -29,6 +29,7 @@ from inference_rl import (
     TabularPolicy,
     UniformPrior,
 )
+from inference_rl.distributions import categorical
 from inference_rl.environment import WithPreviousAction
 from inference_rl.inference import learned, pcl, policy_gradient
 from inference_rl.inference.learned import _with_last_state, value_at
@@ -81,9 +82,13 @@ class Drift(EnvironmentModel):
         return dist.Normal(torch.zeros(2), 1.0).to_event(1)
 
     def transition(self, state: Tensor, action: Tensor) -> Any:
-        return dist.Normal(0.8 * state + 0.3 * action, 0.4).to_event(1)
+        return dist.Normal(0.8 * state + 0.3 * self._vector(action), 0.4).to_event(1)
+
+    def _vector(self, action: Tensor) -> Tensor:
+        return action.unsqueeze(-1) if isinstance(self.action_space, Discrete) else action
 
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        action = self._vector(action)
         return -state.square().sum(-1) - 0.2 * action.sum(-1) + next_state[..., 0]
 
 
@@ -104,6 +109,19 @@ def stirred(policy: Any) -> Any:
     return policy
 
 
+def allowed_in(state: Tensor) -> Tensor:
+    """Of three actions the last is forbidden in most states, and another in some."""
+    x, y = state.unbind(-1)
+    return torch.stack([x < 1, y > -1, (x > 0.5) | (y <= -1)], dim=-1)
+
+
+def pairs_in(state: Tensor) -> Any:
+    """Over PAIR: of three second actions two are forbidden, by state."""
+    first = torch.tensor([0.3, 0.7, 0.0]).expand(*state.shape[:-1], 3)
+    second = torch.nn.functional.one_hot((state[..., 0] > 0).long() * 2, 3).to(first.dtype)
+    return categorical(torch.stack([first, second], dim=-2)).to_event(1)
+
+
 CASES: dict[str, tuple[Any, Any]] = {
     "Discrete, uniform": (finite, lambda m: UniformPrior(m.action_space)),
     "Discrete, categorical": (finite, lambda m: CategoricalPrior(probs=table())),
@@ -119,6 +137,8 @@ CASES: dict[str, tuple[Any, Any]] = {
             [UniformPrior(m.action_space), CategoricalPrior(probs=table())], [0.3, 0.7]
         ),
     ),
+    "Discrete, mask by state": (lambda: Drift(Discrete(3)), lambda m: MaskPrior(allowed_in)),
+    "MultiDiscrete, mask by state": (lambda: Drift(PAIR), lambda m: pairs_in),
     "MultiDiscrete, uniform": (lambda: Drift(PAIR), lambda m: UniformPrior(PAIR)),
     "MultiDiscrete, policy": (lambda: Drift(PAIR), lambda m: PolicyPrior(other(m))),
     "Box, uniform": (lambda: Drift(BOX), lambda m: UniformPrior(BOX)),

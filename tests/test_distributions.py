@@ -23,6 +23,7 @@ from inference_rl.distributions import (
     check_probabilities,
     checked_categoricals,
     idle,
+    possible,
 )
 from inference_rl.truncated_normal import TruncatedNormal
 
@@ -59,10 +60,10 @@ def test_sparse_draws_what_it_says() -> None:
     draws = sparse().sample((20_000,))
     assert draws.shape == (20_000, 2)
     counts = torch.bincount(draws[:, 0], minlength=6).numpy()
-    possible = np.array(DENSE[0]) > 0
-    assert counts[~possible].sum() == 0
-    expected = 20_000 * np.array(DENSE[0])[possible]
-    assert stats.chisquare(counts[possible], expected).pvalue > 1e-3
+    mask = np.array(DENSE[0]) > 0
+    assert counts[~mask].sum() == 0
+    expected = 20_000 * np.array(DENSE[0])[mask]
+    assert stats.chisquare(counts[mask], expected).pvalue > 1e-3
     assert (draws[:, 1] == 1).all()
 
 
@@ -167,6 +168,14 @@ def test_discrete_distributions_in_one_form(
     batched = as_probs(make().expand((3, 2)), 4)
     assert batched.shape == (3, 2, 4)
     assert batched[2, 1].tolist() == pytest.approx(expected, abs=tolerance)
+    assert possible(make(), 4).tolist() == [chance > 0 for chance in expected]
+    assert possible(make().expand((3, 2)), 4).shape == (3, 2, 4)
+
+
+def test_possible_is_what_rounds_to_zero() -> None:
+    logits = torch.tensor([0.0, -1000.0, -torch.inf])
+    assert as_probs(dist.Categorical(logits=logits), 3).tolist() == [1, 0, 0]
+    assert possible(dist.Categorical(logits=logits), 3).tolist() == [True, True, False]
 
 
 def test_other_spaces_are_left_alone() -> None:

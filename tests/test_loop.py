@@ -410,7 +410,8 @@ def test_an_edited_setting_is_refused_by_name(
     edited = setup | {"settings": setup["settings"] | {"learning_rate": 0.5}}
     (run / "setup.json").write_text(json.dumps(edited))
     said = refused(["infer", "--resume", str(run)], capsys)
-    assert "whose settings.learning_rate is 0.002, and this one's is 0.5" in said
+    was = PolicyGradient.learning_rate
+    assert f"whose settings.learning_rate is {was}, and this one's is 0.5" in said
     assert not (run / "run.json").exists()
     (run / "setup.json").write_text(json.dumps(setup | {"seed": 9}))
     assert "whose seed is 0" in refused(["infer", "--resume", str(run)], capsys)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete, Text
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import nn
 
+from inference_rl.distributions import categorical
 from inference_rl.networks import (
     Architecture,
     ModulePolicy,
@@ -22,8 +25,9 @@ BOX = Box(-1.0, 1.0, (3,))
 
 def policy(states, actions, **options) -> NetworkPolicy:
     torch.manual_seed(0)
-    allowed = options.pop("allowed", None)
-    made = NetworkPolicy(Architecture(described(states), described(actions), **options), allowed)
+    allowed, prior = options.pop("allowed", None), options.pop("prior", None)
+    architecture = Architecture(described(states), described(actions), **options)
+    made = NetworkPolicy(architecture, allowed, prior)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(0.0, 0.3)
@@ -50,6 +54,15 @@ def test_shapes(states, actions, batch) -> None:
     again = NetworkPolicy.described_by(made.description())
     again.load_state_dict(made.state_dict())
     assert torch.equal(again(state).log_prob(action), distribution.log_prob(action))
+
+
+def test_discrete_actions_are_drawn_in_a_plate() -> None:
+    made = policy(BOX, Discrete(4))
+    state = torch.randn(3)
+    with pyro.plate("paths", 6):
+        assert pyro.sample("action", made(state.expand(6, 3))).shape == (6,)
+        assert pyro.sample("another", made(state)).shape == (6,)
+    torch.testing.assert_close(made(state).expand((6,)).logits, made(state.expand(6, 3)).logits)
 
 
 def test_combinations_of_actions_have_mass_one() -> None:
@@ -94,6 +107,28 @@ def test_forbidden_actions_have_no_mass() -> None:
     again = NetworkPolicy.described_by(made.description())
     again.load_state_dict(made.state_dict())
     assert torch.equal(again(torch.arange(3)).probs, probs)
+
+
+def test_the_support_of_a_prior_is_kept_to() -> None:
+    def prior(state: torch.Tensor) -> TorchDistribution:
+        return categorical(torch.nn.functional.one_hot((state[..., 0] > 0).long(), 3).float())
+
+    def pair(state: torch.Tensor) -> TorchDistribution:
+        probs = [prior(-state).probs, prior(state).probs]
+        return categorical(torch.stack(probs, dim=-2)).to_event(1)
+
+    states = torch.tensor([[0.5, 0.0, 0.0], [-0.5, 0.0, 0.0]])
+    one = policy(BOX, Discrete(3), support="given", prior=prior)
+    assert torch.equal(one(states).probs, prior(states).probs)
+    assert one.mode(states).tolist() == [1, 0]
+    two = policy(BOX, MultiDiscrete([2, 3]), support="own", prior=pair)
+    assert two.mode(states).tolist() == two(states).sample().tolist() == [[0, 1], [1, 0]]
+    assert two(states).log_prob(two.mode(states)).tolist() == [0, 0]
+    with pytest.raises(ValueError, match="expected the prior whose forbidden actions"):
+        NetworkPolicy.described_by(two.description())
+    again = NetworkPolicy.described_by(one.description(), prior=prior)
+    again.load_state_dict(one.state_dict())
+    assert torch.equal(again.logits(states), one.logits(states))
 
 
 def test_scaling_has_the_moments_of_all_that_was_seen() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
@@ -184,6 +186,16 @@ def test_only_the_score_estimator_has_the_gradient_of_the_objective(seed: int) -
     assert (bonus - exact)[:last].abs().max() > 1e-3
 
 
+class Own(torch.nn.Linear):
+    """A policy that knows of no prior."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+
+    def forward(self, state: Tensor) -> dist.Categorical:
+        return dist.Categorical(logits=super().forward(state))
+
+
 def test_forbidden_actions_are_never_taken() -> None:
     lake = load_target("FrozenLake-v1")
     settings = PolicyGradient(temperature=0.05, total_steps=3000, evaluation_episodes=0)
@@ -197,7 +209,7 @@ def test_forbidden_actions_are_never_taken() -> None:
     with pytest.raises(ValueError, match="which the policy took, got none"):
         infer(
             load_target("CartPole-v1"),
-            settings,
+            dataclasses.replace(settings, policy=Own()),
             prior=MaskPrior(lambda s: torch.stack([s[..., 0] < 0, s[..., 0] >= 0], -1)),
         )
 

@@ -383,7 +383,8 @@ class InferenceResult:
         cls, directory: str | Path, *, model: EnvironmentModel | None = None
     ) -> InferenceResult:
         """A saved run. Its policy and numbers are read without running any code; the target is
-        loaded when `model` is first asked for.
+        loaded when `model` is first asked for, and so is the prior, by a policy that must know
+        which actions of a continuous state it forbids, when that is first called.
 
         :param model: in place of the target that the run was inferred on.
         :raises FileNotFoundError: no run there. :raises ValueError: it is damaged or too new.
@@ -392,7 +393,12 @@ class InferenceResult:
 
         from inference_rl.policies import load_policy
 
-        saved, policy = runs.read_manifest(directory), load_policy(directory)
+        @functools.cache
+        def prior() -> ActionPrior:
+            return _saved_prior(directory, model)
+
+        saved = runs.read_manifest(directory)
+        policy = load_policy(directory, prior=lambda state: prior()(state))
         routine = routine_class(saved["routine"])(**made_of_json(saved["settings"]))
         gap, rate = saved["evidence_gap"], saved.get("evidence_rate")
         # Not finite for a density at temperature 0, or without end; and JSON has no word for it.
@@ -482,6 +488,26 @@ def _saved_model(directory: str | Path) -> EnvironmentModel:
         discount=saved["discount"],
         horizon=saved["horizon"],
     )
+
+
+def _saved_prior(directory: str | Path, model: EnvironmentModel | None) -> ActionPrior:
+    """The prior of a saved run whose policy needs it; `model` is the run's, if it has no origin."""
+    from inference_rl.targets import load_prior
+
+    saved = runs.read_manifest(directory)
+    origin = saved["origin"] or {}
+    if model is None or origin:
+        model = _saved_model(directory)
+    if saved["policy_description"]["support"] == "own":
+        return model.action_prior
+    if "prior" not in origin:
+        raise ValueError(
+            f"{directory} was inferred under a prior made in Python, which a run does not hold and "
+            "its policy needs; make the prior, and load the policy by load_policy(directory, "
+            "prior=...)"
+        )
+    named = origin["prior"]
+    return load_prior(named["name"], model, named["kwargs"], directory=origin["directory"])
 
 
 def as_number(value: float | Tensor) -> float:

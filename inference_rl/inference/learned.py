@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from inference_rl.inference import (
     Evidence,
@@ -100,8 +100,9 @@ def networks(
 
     :param logit_scale: reward units; see `Architecture`.
 
-    The policy never takes what `prior` forbids, where states are discrete or the prior is the same
-    in all of them.
+    The built-in policy never takes discrete actions that `prior` forbids: by a table where states
+    are discrete or the prior is the same in all of them, else by asking the prior, unless it is
+    known to forbid nothing.
     """
     from inference_rl.networks import (
         Architecture,
@@ -111,6 +112,7 @@ def networks(
         described,
     )
 
+    allowed, support = _restriction(model, prior)
     architecture = Architecture(
         states=described(model.state_space),
         actions=described(model.action_space),
@@ -118,13 +120,12 @@ def networks(
         hidden=tuple(settings.hidden),
         activation=settings.activation,
         scaled=settings.scale_observations,
+        masked=allowed is not None,
+        support=support,
         logit_scale=logit_scale,
     )
-    allowed = _allowed(model, prior)
-    if allowed is not None:
-        architecture = dataclasses.replace(architecture, masked=True)
     policy: Policy = (
-        NetworkPolicy(architecture, allowed)
+        NetworkPolicy(architecture, allowed, prior if support else None)
         if settings.policy is None
         else ModulePolicy(settings.policy)
     )
@@ -132,26 +133,53 @@ def networks(
     return policy, value
 
 
-def _allowed(model: EnvironmentModel, prior: ActionPrior) -> Tensor | None:
-    """Discrete actions that `prior` does not forbid, (A,) or (S, A); None if it forbids none."""
+def _restriction(
+    model: EnvironmentModel, prior: ActionPrior
+) -> tuple[Tensor | None, Literal["own", "given"] | None]:
+    """Discrete actions that `prior` does not forbid, (A,) or (S, A), and whose prior is to be asked
+    for them where no table can say; None where there is nothing to say."""
     import torch
     from gymnasium.spaces import Discrete
 
-    from inference_rl.distributions import as_discrete, as_probs
+    from inference_rl.distributions import possible
+    from inference_rl.priors import CategoricalPrior, MaskPrior
 
-    if not isinstance(model.action_space, Discrete):
-        return None
-    size = int(model.action_space.n)
-    if isinstance(model.state_space, Discrete):
-        states = torch.arange(int(model.state_space.n))
-    else:  # any will do to tell whether it is the same in all of them
-        generator = torch.Generator().manual_seed(0)
-        states = torch.randn((64, *(model.state_space.shape or ())), generator=generator)
-    allowed = as_probs(as_discrete(prior(states), size), size) > 0
-    if isinstance(model.state_space, Discrete):
-        return None if allowed.all() else allowed
-    same = bool((allowed == allowed[0]).all())
-    return allowed[0] if same and not allowed[0].all() else None
+    states, actions = model.state_space, model.action_space
+    if _forbids_nothing(prior, model):
+        return None, None
+    if isinstance(states, Discrete):
+        some = torch.arange(int(states.n))
+    elif isinstance(prior, CategoricalPrior) or (
+        isinstance(prior, MaskPrior) and not callable(prior.allowed)
+    ):
+        some = torch.zeros(states.shape or ())  # any other would do
+    else:
+        some = None
+    if some is None or not isinstance(actions, Discrete):
+        return None, "own" if prior == model.action_prior else "given"
+    allowed = possible(prior(some), int(actions.n))
+    return (None if allowed.all() else allowed), None
+
+
+def _forbids_nothing(prior: ActionPrior, model: EnvironmentModel) -> bool:
+    """Whether there are no discrete actions, or `prior` is known to give all of them some mass in
+    every state."""
+    from gymnasium.spaces import Discrete, MultiDiscrete
+
+    from inference_rl.networks import NetworkPolicy
+    from inference_rl.priors import MixturePrior, PolicyPrior, UniformPrior
+
+    if not isinstance(model.action_space, Discrete | MultiDiscrete):
+        return True
+    if isinstance(prior, UniformPrior):
+        return True
+    if isinstance(prior, PolicyPrior) and isinstance(prior.policy, NetworkPolicy):
+        made_of = prior.policy.architecture
+        return not made_of.masked and made_of.support is None
+    if isinstance(prior, MixturePrior):
+        parts = zip(prior.priors, prior.weights.tolist(), strict=True)
+        return any(weight > 0 and _forbids_nothing(part, model) for part, weight in parts)
+    return prior == model.action_prior and not overrides_prior(model)
 
 
 class Tempering:
@@ -225,9 +253,8 @@ def log_prior(prior: ActionPrior, data: Segment) -> Tensor:
         state, action = data.state[forbidden][0].tolist(), data.action[forbidden][0].tolist()
         raise ValueError(
             f"prior: expected some mass on action {action} in state {state}, which the policy "
-            "took, got none; only a prior that forbids the same actions in every continuous state "
-            "can be kept to, so give forbidden ones a small probability, or a policy of your own "
-            "that never takes them"
+            "took, got none; give it a small probability there, or as policy=... a module of your "
+            "own that never takes it"
         )
     return log_prob
 
