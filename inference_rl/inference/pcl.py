@@ -99,7 +99,7 @@ class PCL:
     """Stretches of `steps_per_round` steps that an update replays beside what was collected."""
     learning_rate: float = 2e-3
     """Of the policy (Adam)."""
-    value_learning_rate: float = 3e-3
+    value_learning_rate: float = 1e-2
     """Of the value (Adam)."""
     decay_learning_rates: bool = True
     """Linearly to zero over the run."""
