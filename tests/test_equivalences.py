@@ -55,7 +55,7 @@ FOR_PATHS = {
 
 ROUTINES = {
     "policy gradient": lambda model: PolicyGradient(
-        weigh_by_discount=True, **TABLES | FOR_SCORES[model]
+        weigh_by_discount=True, max_gradient_norm=None, **TABLES | FOR_SCORES[model]
     ),
     "pcl": lambda model: PCL(**PATHS | FOR_PATHS[model]),
     "unified pcl": lambda model: PCL(kind="unified", **PATHS | UNIFIED[model] | FOR_PATHS[model]),

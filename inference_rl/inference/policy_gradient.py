@@ -23,9 +23,9 @@ states where entropy can be had.
 Departures:
 1. With λ < 1, or `centre_advantages`, the gradient is biased for lower variance: by what V gets
    wrong, and by one part in the number of steps of a round.
-2. Gradients are taken by Adam, which makes a step the same whatever the unit of reward. Advantages
-   are not scaled to unit variance round by round, as is common: those of a policy that is nearly
-   perfect are noise, and would move it as far as what it had to learn.
+2. Gradients are clipped to `max_gradient_norm`, and taken by Adam. Advantages are not scaled to
+   unit variance round by round, as is common: those of a policy that is nearly perfect are noise,
+   and would move it as far as what it had to learn.
 3. `weigh_by_discount=False` drops γ^t from 4, as most implementations do: it improves the policy
    where it is in the long run, and is the gradient of no function (Nota and Thomas 2020,
    arXiv:1906.07073).
@@ -90,7 +90,7 @@ class PolicyGradient:
     """Of the baseline (Adam)."""
     decay_learning_rates: bool = True
     """Linearly to zero over the run."""
-    max_gradient_norm: float | None = None
+    max_gradient_norm: float | None = 0.5
     """Longer gradients, of policy or baseline, are shortened to this; None keeps them."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers; discrete states have a table instead."""
