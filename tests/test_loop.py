@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -372,6 +373,20 @@ def test_a_module_of_the_users_own_is_learned_and_resumed(
     assert files(tmp_path / "run") == files(tmp_path / "whole")
     with pytest.raises(ValueError, match="its policy is a module of your own"):
         InferenceResult.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("routine", LEARNED)
+def test_a_module_of_the_users_own_stays_as_it_was(routine: str) -> None:
+    module = Preference()
+    made = routine_class(routine)(**COMMON | LEARNED[routine][0], policy=module)
+    runs_of_it = [infer(load_target("chain"), made, seed=4) for _ in range(2)]
+    assert module.logits.requires_grad
+    assert torch.equal(module.logits, torch.zeros(2))
+    first, second = (run.policy.state_dict()["module.logits"] for run in runs_of_it)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, module.logits)
+    with pytest.raises(ValueError, match="policy: expected a module with parameters to learn, got"):
+        infer(load_target("chain"), dataclasses.replace(made, policy=runs_of_it[0].policy))
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

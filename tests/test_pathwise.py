@@ -106,18 +106,17 @@ def test_loss_is_minus_the_objective() -> None:
 
 
 def test_descends_to_the_best_linear_policy() -> None:
-    policy = Linear()
     settings = PolicyGradient(
         temperature=TEMPERATURE,
         estimator="pathwise",
-        policy=policy,
+        policy=Linear(),
         environments=64,
         steps_per_round=STEPS,
         total_steps=64 * STEPS * 300,
         learning_rate=0.02,
         evaluation_episodes=0,
     )
-    infer(model(), settings)
+    policy = infer(model(), settings).policy.module
     best = Linear()
     optimiser = torch.optim.LBFGS(best.parameters(), max_iter=200, tolerance_grad=1e-12)
 

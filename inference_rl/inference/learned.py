@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import statistics
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from inference_rl.environment import EnvironmentModel
     from inference_rl.learning.collection import Segment
     from inference_rl.learning.loop import Learner
-    from inference_rl.networks import StateFunction
+    from inference_rl.networks import ModulePolicy, StateFunction
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
 
@@ -127,10 +128,24 @@ def networks(
     policy: Policy = (
         NetworkPolicy(architecture, allowed, prior if support else None)
         if settings.policy is None
-        else ModulePolicy(settings.policy)
+        else _copied(ModulePolicy(settings.policy))
     )
     value = StateFunction(architecture, 1, 1.0)
     return policy, value
+
+
+def _copied(policy: ModulePolicy) -> ModulePolicy:
+    """What is learned in place of a module of the user's own, which stays as it was given.
+
+    :raises ValueError: there is nothing to learn in it.
+    """
+    if not any(parameter.requires_grad for parameter in policy.parameters()):
+        raise ValueError(
+            "policy: expected a module with parameters to learn, got a "
+            f"{type(policy.module).__name__} in which none needs a gradient; call "
+            "requires_grad_() on it, or give one with parameters"
+        )
+    return copy.deepcopy(policy)
 
 
 def _restriction(

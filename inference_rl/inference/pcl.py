@@ -120,7 +120,8 @@ class PCL:
     tensorboard: bool = False
     """Write the metrics for TensorBoard too, in the directory of the run."""
     policy: Any = None
-    """An nn.Module, `state -> distribution`, in place of the built-in networks (Python only)."""
+    """An nn.Module, `state -> distribution`, of which a copy is learned in place of the built-in
+    networks (Python only)."""
 
     name: ClassVar[str] = "pcl"
 

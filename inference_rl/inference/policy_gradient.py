@@ -107,7 +107,8 @@ class PolicyGradient:
     tensorboard: bool = False
     """Write the metrics for TensorBoard too, in the directory of the run."""
     policy: Any = None
-    """An nn.Module, `state -> distribution`, in place of the built-in networks (Python only)."""
+    """An nn.Module, `state -> distribution`, of which a copy is learned in place of the built-in
+    networks (Python only)."""
 
     name: ClassVar[str] = "policy-gradient"
 

@@ -124,7 +124,8 @@ class REPS:
     tensorboard: bool = False
     """Write the metrics for TensorBoard too, in the directory of the run."""
     policy: Any = None
-    """Step: an nn.Module, `state -> distribution`, in place of the built-in ones (Python only)."""
+    """Step: an nn.Module, `state -> distribution`, of which a copy is learned in place of the
+    built-in ones (Python only)."""
     feature_module: Any = None
     """Step: an nn.Module, `states -> (N, K)`, in place of the built-in features (Python only)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,7 @@ class StepLearner:
         settings, horizon, space = self.settings, self.model.horizon, self.model.state_space
         if settings.feature_module is not None:
             self.value = None
-            return ModuleFeatures(settings.feature_module, horizon)
+            return ModuleFeatures(copy.deepcopy(settings.feature_module), horizon)
         expected = "tabular" if isinstance(space, Discrete) else "fourier"
         if settings.features not in ("auto", expected):
             raise ValueError(
