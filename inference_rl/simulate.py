@@ -6,9 +6,11 @@ and its actions, whatever slot and whatever batch it runs in.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
+import numpy as np
 from torch import Tensor
 
 from inference_rl import gymnasium_spaces
@@ -34,6 +36,7 @@ __all__ = [
     "environments",
     "evaluate",
     "make",
+    "starting_states",
     "time_limit",
 ]
 
@@ -109,6 +112,17 @@ def environments(model: EnvironmentModel, size: int, limit: int | None = None) -
     if size < 1:
         raise ValueError(f"size: expected at least one slot, got {size}")
     return GymnasiumEnvironments(model, [make(model) for _ in range(size)], limit)
+
+
+def starting_states(model: EnvironmentModel, count: int = 8) -> Tensor:
+    """States that episodes of `model` start in, (count, ...), in the dtype they have there.
+
+    :raises EnvironmentFault: an environment failed.
+    """
+    # The seeds 0, 1, ... in the upper bits, which are those that Gymnasium gets.
+    seeds = np.arange(count, dtype=np.uint64) << np.uint64(33)
+    with contextlib.closing(environments(model, count)) as batch:
+        return batch.reset(np.arange(count), seeds)
 
 
 def __getattr__(name: str) -> Any:

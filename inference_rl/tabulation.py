@@ -230,23 +230,32 @@ def checked_discrete(result: Any, shape: torch.Size, size: int, where: str) -> T
     return discrete
 
 
+def prior_name(prior: ActionPrior) -> str:
+    """What messages call it."""
+    return f"action prior {getattr(prior, '__qualname__', type(prior).__qualname__)}"
+
+
+def check_table_size(prior: ActionPrior, states: int) -> None:
+    """:raises ValueError: `prior` is a table of another number of states."""
+    given = getattr(prior, "num_states", None)
+    if given not in (None, states):
+        raise ValueError(
+            f"{prior_name(prior)}: expected a table of the model's {states} states, got one of "
+            f"{given}"
+        )
+
+
 def _tabulate_prior(prior: ActionPrior, ended: Tensor, actions: int) -> Tensor:
     """log ρ as a table (S, A); uniform at terminal states, where nobody acts."""
     live = (~ended).nonzero().squeeze(-1)
     table = uniform_log_prior(len(ended), actions)
-    states = getattr(prior, "num_states", None)
-    if states not in (None, len(ended)):
-        raise ValueError(
-            f"action prior {type(prior).__qualname__}: expected a table of the model's "
-            f"{len(ended)} states, got one of {states}"
-        )
-    name = getattr(prior, "__qualname__", type(prior).__qualname__)
+    check_table_size(prior, len(ended))
+    where = prior_name(prior)
     rows = []
     with _default_float64(), checked_categoricals():
         for chunk in live.split(max(1, CHUNK // actions)):
-            result = call(f"action prior {name}", prior, chunk)
-            chosen = checked_discrete(result, chunk.shape, actions, f"action prior {name}")
-            rows.append(_log_table(chosen, actions, f"action prior {name}"))
+            chosen = checked_discrete(call(where, prior, chunk), chunk.shape, actions, where)
+            rows.append(_log_table(chosen, actions, where))
     return table.index_copy(0, live, torch.cat(rows)) if rows else table
 
 

@@ -25,15 +25,16 @@ from inference_rl.environment import EnvironmentModel, WithPreviousAction
 from inference_rl.finite import FiniteModel
 from inference_rl.fixed_point import check_every_state_ends
 from inference_rl.linear_gaussian import LinearGaussianModel
+from inference_rl.prior_checks import check_prior, checked_vectors
 from inference_rl.priors import ActionPrior
-from inference_rl.simulate import EnvironmentFault, GymnasiumModel, environments, make
+from inference_rl.simulate import (
+    EnvironmentFault,
+    GymnasiumModel,
+    environments,
+    make,
+    starting_states,
+)
 from inference_rl.tabulation import call, checked_discrete, checked_tensor, tabulate
-
-SAMPLES = 10_000
-"""Draws from which the mass of a density outside the box is estimated."""
-
-NEGLIGIBLE_MASS = 1e-3
-"""Mass outside the box that goes unmentioned; the most that `SAMPLES` draws can tell from none."""
 
 CHECKED_STEPS = 50
 """Steps that a simulator is taken with random actions."""
@@ -85,47 +86,11 @@ def assert_prior_valid(prior: ActionPrior, model: EnvironmentModel) -> None:
 
 
 def _check_prior(prior: ActionPrior, model: EnvironmentModel) -> None:
-    where = f"action prior {getattr(prior, '__qualname__', type(prior).__qualname__)}"
-    space = model.action_space
-    if not isinstance(space, Discrete | Box):
-        raise ValueError(f"{where}: expected a Discrete or Box action space, got {space}")
-    finite = isinstance(space, Discrete) and isinstance(model.state_space, Discrete)
+    finite = isinstance(model.action_space, Discrete) and isinstance(model.state_space, Discrete)
     if finite and not isinstance(model, GymnasiumModel):
         tabulate(model, prior=prior)
-        return
-    states = _some_states(model)
-    batch = states.shape[: states.dim() - len(model.state_space.shape or ())]
-    if isinstance(space, Discrete):
-        with checked_categoricals():
-            checked_discrete(call(where, prior, states), batch, int(space.n), where)
-        return
-    chosen = _checked_continuous(call(where, prior, states), batch, space, where)
-    if isinstance(model, LinearGaussianModel):
-        return  # its actions range over all of R^d, and there may be nothing to sample
-    drawn = chosen.sample((SAMPLES // len(states),))
-    outside = float(((drawn.abs() > 1).any(-1)).double().mean())
-    if outside > 0.5:
-        raise ValueError(
-            f"{where}: expected its mass inside the action box [-1, 1]^d, got {outside:.0%} of it "
-            "outside; actions are scaled to [-1, 1] inside this library"
-        )
-    if outside > NEGLIGIBLE_MASS:
-        warnings.warn(
-            f"{where}: {outside:.1%} of its mass lies outside the action box [-1, 1]^d, where no "
-            "policy can go; GaussianPrior truncates and renormalises",
-            stacklevel=3,
-        )
-    edges = [torch.full_like(drawn[:1], edge) for edge in (-1.0, 1.0)]
-    for actions in (*edges, drawn.clamp(-1, 1)):
-        density = chosen.log_prob(actions)
-        wrong = ~torch.isfinite(density)
-        if wrong.any():
-            at = ", ".join(f"{x:.3g}" for x in actions.expand_as(drawn[: len(actions)])[wrong][0])
-            raise ValueError(
-                f"{where}: expected a finite density on the whole closed box, got log-density "
-                f"{density[wrong][0].item()} at [{at}]; saturated actions do reach its edges, "
-                "where GaussianPrior and UniformPrior are finite"
-            )
+    else:
+        check_prior(prior, model, _some_states(model))
 
 
 def _check_finite(model: EnvironmentModel, prior: ActionPrior | None) -> list[str]:
@@ -229,25 +194,7 @@ def _checked_states(
     """`result`, if it is a distribution over the states `space` of this batch shape."""
     if isinstance(space, Discrete):
         return checked_discrete(result, batch, int(space.n), where)
-    return _checked_continuous(result, batch, space, where)
-
-
-def _checked_continuous(
-    result: Any, batch: torch.Size, space: Space[Any], where: str
-) -> TorchDistribution:
-    """`result`, if it is a distribution over `space` of this batch shape.
-
-    :raises ValueError: it is none; says what was expected and what came.
-    """
-    if not isinstance(result, torch.distributions.Distribution):
-        raise ValueError(f"{where}: expected a Pyro distribution, got a {type(result).__name__}")
-    if result.batch_shape != batch or result.event_shape != space.shape:
-        raise ValueError(
-            f"{where}: expected batch shape {tuple(batch)} and event shape {space.shape}, got "
-            f"{tuple(result.batch_shape)} and {tuple(result.event_shape)}; .to_event(1) makes the "
-            "last dimension an event"
-        )
-    return result  # type: ignore[return-value]
+    return checked_vectors(result, batch, space, where)
 
 
 def _check_finite_numbers(values: Tensor, where: str) -> None:
@@ -293,10 +240,7 @@ _GYMNASIUM_DRESS = re.compile(r"\x1b\[\d*m|WARN: ")
 def _some_states(model: EnvironmentModel) -> Tensor:
     """Eight states that `model` can start in, (8, ...)."""
     if isinstance(model, GymnasiumModel):
-        # The seeds 0, 1, ... in the upper bits, which are those that Gymnasium gets.
-        seeds = np.arange(8, dtype=np.uint64) << np.uint64(33)
-        with contextlib.closing(environments(model, 8)) as batch:
-            return batch.reset(np.arange(8), seeds)
+        return starting_states(model)
     where = f"{model.name}.initial_state"
     with checked_categoricals():
         start = call(where, model.initial_state)

@@ -25,6 +25,7 @@ LAYERS = [
     {
         "finite",
         "tabulation",
+        "prior_checks",
         "toy_text",
         "linear_gaussian",
         "simulate",

@@ -375,10 +375,11 @@ def run(
             raise ValueError("tensorboard: expected a directory to write to; give infer one")
         check_available()
     _say_where_episodes_are_cut(model)
+    rho = prior if prior is not None else model.action_prior
+    _check_prior(rho, model)
     noted = None
     if directory is not None:
         noted = setup.write(directory, settings, model, prior, seed)
-    rho = prior if prior is not None else model.action_prior
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived(seed, "network"))
         learner = make_learner(settings, model, rho)
@@ -427,6 +428,26 @@ def run(
         seed=seed,
         metrics=metrics,
     )
+
+
+def _check_prior(prior: ActionPrior, model: EnvironmentModel) -> None:
+    """In every discrete state where somebody acts, or where episodes start.
+
+    :raises ValueError: it is none for the actions of `model`.
+    """
+    import torch
+    from gymnasium.spaces import Discrete
+
+    from inference_rl.prior_checks import check_prior
+    from inference_rl.simulate import starting_states
+
+    if isinstance(model.state_space, Discrete):
+        states = torch.arange(int(model.state_space.n))
+    else:
+        states = starting_states(model)
+    states = states[~model.terminal(states)]
+    if len(states):
+        check_prior(prior, model, states)
 
 
 def _say_where_episodes_are_cut(model: EnvironmentModel) -> None:
