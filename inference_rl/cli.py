@@ -499,10 +499,10 @@ def _claimed(directory: Path) -> Iterator[Path]:
     from inference_rl.inference.setup import SETUP
     from inference_rl.learning.checkpoints import exist
     from inference_rl.learning.loop import METRICS
-    from inference_rl.runs import claim
+    from inference_rl.runs import MANIFEST, claim
 
     found = {path.name for path in directory.iterdir()} if directory.is_dir() else None
-    if (directory / SETUP).exists():
+    if (directory / SETUP).exists() and not (directory / MANIFEST).exists():
         raise FileExistsError(
             f"{directory} holds a run that was begun; go on with it by inference-rl infer --resume "
             f"{directory}, or choose another directory with --out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from typing import Any
 
@@ -10,10 +11,11 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from inference_rl.distributions import ROW_SUM_TOLERANCE, checked_categoricals
+from inference_rl.distributions import ROW_SUM_TOLERANCE, as_probs, checked_categoricals
 from inference_rl.environment import EnvironmentModel
 from inference_rl.linear_gaussian import LinearGaussianModel
 from inference_rl.priors import ActionPrior
+from inference_rl.simulate import starting_states
 from inference_rl.tabulation import call, check_table_size, checked_discrete, prior_name
 
 SAMPLES = 10_000
@@ -21,6 +23,48 @@ SAMPLES = 10_000
 
 NEGLIGIBLE_MASS = 1e-3
 """Mass outside the box that goes unmentioned; the most that `SAMPLES` draws can tell from none."""
+
+
+FEW = 1000
+"""Discrete states of which a fingerprint is taken."""
+
+
+def states_to_act_in(model: EnvironmentModel) -> Tensor:
+    """All discrete states, or some that episodes start in, that do not end the episode; (n, ...).
+
+    :raises EnvironmentFault: an environment failed.
+    """
+    if isinstance(model.state_space, Discrete):
+        states = torch.arange(int(model.state_space.n))
+    else:
+        states = starting_states(model)
+    return states[~model.terminal(states)]
+
+
+def fingerprint(prior: ActionPrior, model: EnvironmentModel) -> str:
+    """SHA-256 of log ρ, to six digits, at some states and actions: another prior has another.
+
+    :raises ValueError: it is none for the actions of `model`.
+    """
+    states = states_to_act_in(model)
+    if not len(states):
+        return ""
+    check_prior(prior, model, states)
+    space, states = model.action_space, states[:: -(-len(states) // FEW)]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        chosen = prior(states)
+        if isinstance(space, Discrete):
+            log_prob = as_probs(chosen, int(space.n)).log()
+        elif isinstance(space, MultiDiscrete):
+            numbers = torch.arange(len(states)).unsqueeze(-1)
+            log_prob = chosen.log_prob(numbers % torch.as_tensor(space.nvec))
+        else:
+            dtype = states.dtype if states.is_floating_point() else torch.get_default_dtype()
+            along = torch.linspace(-0.9, 0.9, len(states), dtype=dtype)
+            log_prob = chosen.log_prob(along.unsqueeze(-1).expand(-1, *(space.shape or ())))
+    rounded = log_prob.double().round(decimals=6) + 0.0  # which has no negative zero
+    return hashlib.sha256(rounded.numpy().tobytes()).hexdigest()
 
 
 def check_prior(prior: ActionPrior, model: EnvironmentModel, states: Tensor) -> None:

@@ -141,6 +141,14 @@ def _is_file(target: str) -> bool:
     return target.partition(".py:")[0].endswith(".py") or ".py:" in target
 
 
+def source_file(target: str, directory: str | Path = "") -> Path | None:
+    """The file that a target or a prior is in; None for what is known by its name alone."""
+    if not _is_file(target):
+        return None
+    head, found, _ = target.partition(".py:")
+    return (Path(directory) / Path(f"{head}.py" if found else target).expanduser()).resolve()
+
+
 def _from_gymnasium(target: str, kwargs: dict[str, Any]) -> EnvironmentModel:
     try:
         environment = gymnasium.make(target, **kwargs)
@@ -182,8 +190,8 @@ def _construct(found: Any, kwargs: dict[str, Any], where: str) -> Any:
 
 def _from_file(target: str, kind: type | None, what: str, directory: str | Path) -> Any:
     """The object that `path/file.py:Name` names, or the only one of `kind` in the file."""
-    head, _, name = target.partition(".py:")
-    path = (Path(directory) / Path(f"{head}.py" if name else target).expanduser()).resolve()
+    name, path = target.partition(".py:")[2], source_file(target, directory)
+    assert path is not None
     module = _load_module(path)
     if name:
         if not hasattr(module, name):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ import torch
 from pyro.nn import PyroModule, PyroParam
 from torch.distributions import constraints
 
-from inference_rl import InferenceResult, PolicyGradient, evaluation, infer, load_target, runs
+from inference_rl import PCL, InferenceResult, PolicyGradient, evaluation, infer, load_target, runs
 from inference_rl.cli import main
 from inference_rl.inference import learned, policy_gradient, routine_class
 from inference_rl.inference.setup import resume
@@ -437,7 +438,6 @@ def test_an_edited_setting_is_refused_by_name(
     [
         {"settings": {"learning_rate": "fast"}},
         {"settings": {"no_such_setting": 1}},
-        {"routine": "no-such-routine"},
         {"origin": {"planet": "chain"}},
         {"origin": "chain"},
         {"episodes": "many"},
@@ -468,6 +468,88 @@ def test_what_was_made_in_python_is_resumed_in_python(
     with pytest.raises(ValueError, match=rf"{what} made in Python.*infer\(model, routine, prior="):
         resume(tmp_path)
     infer(load_target("chain"), routine, prior=prior, directory=tmp_path)
+
+
+MODEL = """
+import torch, pyro.distributions as dist
+from gymnasium.spaces import Discrete
+from inference_rl import EnvironmentModel
+class Coin(EnvironmentModel):
+    state_space, action_space, discount, horizon = Discrete(2), Discrete(2), 0.9, 10
+    def initial_state(self): return dist.Delta(torch.tensor(0))
+    def transition(self, state, action): return dist.Delta(action)
+    def reward(self, state, action, next_state): return next_state.double()
+"""
+PRIOR = """
+import torch, pyro.distributions as dist
+def mine(state): return dist.Categorical(torch.tensor([0.9, 0.1]).expand(*state.shape, 2))
+"""
+SHA = "'[0-9a-f]{64}', and this one's is '[0-9a-f]{64}'"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("coin.py", "0.9, 10", "0.8, 10", "discount is 0.9, and this one's is 0.8"),
+        ("coin.py", "0.9, 10", "0.9, 12", "horizon is 10, and this one's is 12"),
+        (
+            "coin.py",
+            "next_state.double()",
+            "1 + next_state.double()",
+            f"sha256.target_file is {SHA}",
+        ),
+        ("mine.py", "[0.9, 0.1]", "[0.01, 0.99]", f"sha256.prior_file is {SHA}"),
+    ],
+)
+def test_what_changed_since_a_run_was_begun_is_named(
+    file: str, old: str, new: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in (("coin.py", MODEL), ("mine.py", PRIOR)):
+        (tmp_path / name).write_text(text)
+    run = tmp_path / "run"
+    prior = ["--prior", f"{tmp_path / 'mine.py'}:mine", "--episodes", "2"]
+    main(
+        ["infer", str(tmp_path / "coin.py"), "policy-gradient", *OPTIONS, *prior, "--out", str(run)]
+    )
+    (run / "run.json").unlink()
+    (tmp_path / file).write_text((tmp_path / file).read_text().replace(old, new))
+    assert re.search(f"is of a run whose {said}", refused(["infer", "--resume", str(run)], capsys))
+    assert not (run / "run.json").exists()
+    (tmp_path / file).write_text((tmp_path / file).read_text().replace(new, old))
+    main(["infer", "--resume", str(run)])
+
+
+@pytest.mark.parametrize("target", ["chain", "CartPole-v1"])
+def test_another_prior_in_python_is_refused(target: str, tmp_path: Path) -> None:
+    model, settings = load_target(target), PolicyGradient(**SETTINGS)
+    infer(model, settings, prior=CategoricalPrior([0.9, 0.1]), directory=tmp_path)
+    with pytest.raises(ValueError, match=rf"whose sha256\.log_prior is {SHA}"):
+        infer(model, settings, prior=CategoricalPrior([0.01, 0.99]), directory=tmp_path)
+    infer(model, settings, prior=CategoricalPrior([0.9, 0.1]), directory=tmp_path)
+
+
+def test_a_complete_run_is_left_alone(
+    complete: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "learn", None)
+    with pytest.raises(FileExistsError, match="holds a run that is complete; choose another"):
+        infer(load_target("chain"), PCL(), directory=complete)
+    said = refused(["infer", "chain", "pcl", "--out", str(complete)], capsys)
+    assert "holds another run; choose another directory with --out" in said
+    assert "--resume" not in said
+
+
+def test_a_run_of_another_version_or_routine_is_not_called_damaged(
+    begun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup = json.loads((begun / "setup.json").read_text())
+    other = setup | {"version": "9.0.0", "settings": {"of_that_version": 1}}
+    (begun / "setup.json").write_text(json.dumps(other))
+    said = refused(["infer", "--resume", str(begun)], capsys)
+    assert f"whose version is '9.0.0', and this one's is '{setup['version']}'" in said
+    (begun / "setup.json").write_text(json.dumps(setup | {"routine": "soft-newton"}))
+    said = refused(["infer", "--resume", str(begun)], capsys)
+    assert "is of a run of the routine 'soft-newton', which this version does not have" in said
 
 
 def test_a_second_signal_stops_at_once(

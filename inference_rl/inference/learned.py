@@ -366,6 +366,7 @@ def run(
     from inference_rl.learning.collection import Collector
     from inference_rl.learning.loop import Schedule, learn
     from inference_rl.learning.scalars import check_available
+    from inference_rl.prior_checks import check_prior, states_to_act_in
     from inference_rl.randomness import derived
     from inference_rl.simulate import environments
 
@@ -376,7 +377,8 @@ def run(
         check_available()
     _say_where_episodes_are_cut(model)
     rho = prior if prior is not None else model.action_prior
-    _check_prior(rho, model)
+    if len(states := states_to_act_in(model)):
+        check_prior(rho, model, states)
     noted = None
     if directory is not None:
         noted = setup.write(directory, settings, model, prior, seed)
@@ -428,26 +430,6 @@ def run(
         seed=seed,
         metrics=metrics,
     )
-
-
-def _check_prior(prior: ActionPrior, model: EnvironmentModel) -> None:
-    """In every discrete state where somebody acts, or where episodes start.
-
-    :raises ValueError: it is none for the actions of `model`.
-    """
-    import torch
-    from gymnasium.spaces import Discrete
-
-    from inference_rl.prior_checks import check_prior
-    from inference_rl.simulate import starting_states
-
-    if isinstance(model.state_space, Discrete):
-        states = torch.arange(int(model.state_space.n))
-    else:
-        states = starting_states(model)
-    states = states[~model.terminal(states)]
-    if len(states):
-        check_prior(prior, model, states)
 
 
 def _say_where_episodes_are_cut(model: EnvironmentModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import inference_rl
 from inference_rl import runs
 from inference_rl.inference import (
+    ROUTINES,
     InferenceResult,
     Progress,
     infer,
@@ -41,10 +43,19 @@ def write(
 
     :param episodes: of the evaluation at its end; None leaves it at what was noted.
     :returns: what was noted; every checkpoint of the run carries it.
-    :raises ValueError: `directory` holds a run of other settings, or by other versions.
+    :raises ValueError: `directory` holds a run of other settings, of a target or a prior that has
+        changed, or by other versions; or the prior does not fit the model.
+    :raises FileExistsError: it holds a run that is complete.
     """
+    from inference_rl.environment import WithPreviousAction
     from inference_rl.learning.checkpoints import check_same
 
+    if (directory / runs.MANIFEST).exists():
+        raise FileExistsError(
+            f"{directory} holds a run that is complete; choose another directory for this one"
+        )
+    if getattr(prior, "needs_previous_action", False) and not model.remembers_action:
+        model = WithPreviousAction(model)
     now: dict[str, Any] = {
         "format_version": runs.FORMAT_VERSION,
         "version": inference_rl.__version__,
@@ -55,6 +66,11 @@ def write(
         "model": model.name,
         "origin": model.origin,
         "prior": None if prior is None else type(prior).__name__,
+        "discount": float(model.discount),
+        "horizon": model.horizon,
+        "state_space": str(model.state_space),
+        "action_space": str(model.action_space),
+        "sha256": _digests(model, prior),
         "episodes": episodes,
     }
     path = runs.directory_for(directory) / SETUP
@@ -67,6 +83,23 @@ def write(
         now["episodes"] = then["episodes"]
     check_same(path, then, now)
     return now
+
+
+def _digests(model: EnvironmentModel, prior: ActionPrior | None) -> dict[str, str | None]:
+    """SHA-256 of the files that target and prior are in, and of what the prior says."""
+    from inference_rl.prior_checks import fingerprint
+    from inference_rl.targets import source_file
+
+    origin = model.origin or {}
+    named = {"target_file": origin.get("target"), "prior_file": origin.get("prior", {}).get("name")}
+    files = {
+        name: source_file(target, origin["directory"]) if target is not None else None
+        for name, target in named.items()
+    }
+    return {
+        name: None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in files.items()
+    } | {"log_prior": fingerprint(prior if prior is not None else model.action_prior, model)}
 
 
 def read(directory: str | Path) -> dict[str, Any]:
@@ -95,14 +128,22 @@ def resume(directory: str | Path, *, progress: Progress | None = None) -> Infere
     Its target and prior are loaded again, which runs their code.
 
     :raises FileNotFoundError: no learned run there. :raises FileExistsError: it is complete.
-    :raises ValueError: it was begun with parts made in Python, by other versions, or is damaged.
+    :raises ValueError: it was begun with parts made in Python, by other versions, its target or
+        prior has changed, or it is damaged.
     """
+    from inference_rl.learning.checkpoints import check_same
     from inference_rl.targets import load_prior, load_target
 
     setup = read(directory)
     path = Path(directory) / SETUP
     if (Path(directory) / runs.MANIFEST).exists():
         raise FileExistsError(f"{directory} is complete: there is nothing left to resume")
+    check_same(path, {"version": setup.get("version")}, {"version": inference_rl.__version__})
+    if setup["routine"] not in ROUTINES:
+        raise ValueError(
+            f"{path} is of a run of the routine {setup['routine']!r}, which this version does not "
+            f"have, expected one of {', '.join(ROUTINES)}; go on with the version that began it"
+        )
     try:
         routine = routine_class(setup["routine"])(**made_of_json(setup["settings"]))
         origin = dict(setup["origin"] or {})
