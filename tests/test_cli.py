@@ -407,7 +407,7 @@ def test_a_table_of_a_learned_run_has_the_error_of_its_objective(capsys: Capture
 
 def test_bad_settings_of_a_learned_run(capsys: Capture) -> None:
     words = ["infer", "corridor.py", "policy-gradient"]
-    assert "learning_rate: expected a number >= 0, got -1" in refusal(
+    assert "learning_rate: expected a number > 0, got -1" in refusal(
         capsys, *words, "--learning-rate", "-1"
     )
     assert "device" in refusal(capsys, *words, "--device", "cuda")

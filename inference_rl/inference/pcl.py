@@ -76,7 +76,8 @@ class PCL:
     temperature_learning_rate: float = 0.02
     """Of the logarithm of a tuned temperature (Adam)."""
     window: int = 20
-    """Steps of a path, at least 1; fewer where an episode or a round ends."""
+    """Steps of a path, at least 1; fewer where an episode or a round ends, which has but
+    `steps_per_round`."""
     expectation: Literal["sample", "model"] = "sample"
     """Of V(s'): as sampled, or (window 1, finite models) over all successors."""
     max_divergence: float = 1e-3
@@ -134,13 +135,13 @@ class PCL:
             steps_per_round=(1, None),
             replayed_paths=(0, None),
             replay_capacity=(1, None),
-            learning_rate=(0, None),
-            value_learning_rate=(0, None),
-            temperature_learning_rate=(0, None),
             max_gradient_norm=(0, None),
             trust_episodes=(2, None),
             policy_target_rate=(0, 1),
             value_target_rate=(0, 1),
+        )
+        learned.check_positive(
+            self, "learning_rate", "value_learning_rate", "temperature_learning_rate"
         )
         if self.temperature == 0 and self.kind != "trust":
             raise ValueError(

@@ -119,9 +119,9 @@ class PolicyGradient:
             self,
             trace_decay=(0, 1),
             steps_per_round=(0, None),
-            learning_rate=(0, None),
-            value_learning_rate=(0, None),
-            temperature_learning_rate=(0, None),
+        )
+        learned.check_positive(
+            self, "learning_rate", "value_learning_rate", "temperature_learning_rate"
         )
         if self.max_gradient_norm is not None:
             learned.check_ranges(self, max_gradient_norm=(0, None))

@@ -138,15 +138,18 @@ class REPS:
             self,
             flow_tolerance=(0, None),
             fit_penalty=(0, None),
-            learning_rate=(0, None),
-            temperature_learning_rate=(0, None),
             feature_count=(1, None),
             fit_epochs=(1, None),
             batch_size=(1, None),
         )
-        for name in ("epsilon", "bandwidth", "search_deviation"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a number > 0, got {getattr(self, name)!r}")
+        learned.check_positive(
+            self,
+            "epsilon",
+            "bandwidth",
+            "search_deviation",
+            "learning_rate",
+            "temperature_learning_rate",
+        )
         if self.kind == "episodic":
             self._check_episodic()
         elif self.context:

@@ -1,0 +1,71 @@
+"""Settings of learned routines that are of another kind than their fields, and what is said."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from inference_rl import PCL, REPS, PolicyGradient
+
+ROUTINES = [PolicyGradient, PCL, REPS]
+
+OF_ALL = [
+    ({"activation": "gelu"}, r"activation: expected one of 'tanh', 'relu', 'silu', got 'gelu'"),
+    ({"hidden": 64}, "hidden: expected a tuple in which each is a whole number, got 64"),
+    ({"hidden": (64.0,)}, r"hidden: expected a tuple, .* got \(64\.0,\)"),
+    ({"environments": True}, "environments: expected a whole number, got True"),
+    ({"total_steps": 2.5}, "total_steps: expected a whole number, got 2.5"),
+    ({"learning_rate": math.inf}, "^learning_rate: expected a finite number, got inf"),
+    ({"learning_rate": 0}, "^learning_rate: expected a number > 0, got 0"),
+    ({"learning_rate": "fast"}, "^learning_rate: expected a finite number, got 'fast'"),
+    ({"learning_rate": None}, "^learning_rate: expected a finite number, got None"),
+    ({"temperature_learning_rate": 0}, "temperature_learning_rate: expected a number > 0, got 0"),
+    ({"temperature": True}, "temperature: expected a finite number or 'auto', got True"),
+    ({"target_entropy": math.nan, "temperature": "auto"}, "target_entropy: .* or None, got nan"),
+    ({"tensorboard": 1}, "tensorboard: expected True or False, got 1"),
+    ({"scale_observations": "no"}, "scale_observations: expected True or False, got 'no'"),
+]
+OF_ONE: list[tuple[Any, dict[str, Any], str]] = [
+    (PolicyGradient, {"estimator": "pathwse"}, "estimator: expected one of 'score', .*'pathwse'"),
+    (PolicyGradient, {"baseline": "lerned"}, "baseline: expected one of 'learned', 'none', got"),
+    (PolicyGradient, {"steps_per_round": 2.5}, "steps_per_round: expected a whole number, got 2.5"),
+    (PolicyGradient, {"value_learning_rate": 0.0}, "value_learning_rate: expected a number > 0"),
+    (PolicyGradient, {"max_gradient_norm": math.inf}, "max_gradient_norm: .* number or None, got"),
+    (PCL, {"kind": "trustt"}, "kind: expected one of 'pcl', 'unified', 'trust', got 'trustt'"),
+    (PCL, {"expectation": "modl"}, "expectation: expected one of 'sample', 'model', got 'modl'"),
+    (PCL, {"window": 2.5}, "window: expected a whole number, got 2.5"),
+    (PCL, {"replay_capacity": math.inf}, "replay_capacity: expected a whole number, got inf"),
+    (PCL, {"trust_episodes": True}, "trust_episodes: expected a whole number, got True"),
+    (REPS, {"kind": "steps"}, "kind: expected one of 'step', 'episodic', got 'steps'"),
+    (REPS, {"form": "tabel"}, "form: expected one of 'auto', 'table', 'linear', 'neural', got"),
+    (REPS, {"context": 3}, "context: expected a tuple in which each is a whole number, got 3"),
+    (REPS, {"covariance": "whole"}, "covariance: expected one of 'diagonal', 'full', got"),
+    (REPS, {"epsilon": math.inf}, "epsilon: expected a finite number, got inf"),
+]
+
+
+@pytest.mark.parametrize("routine", ROUTINES)
+@pytest.mark.parametrize(("settings", "said"), OF_ALL)
+def test_what_all_have(routine: Any, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        routine(**settings)
+
+
+@pytest.mark.parametrize(("routine", "settings", "said"), OF_ONE)
+def test_what_one_has(routine: Any, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        routine(**settings)
+
+
+@pytest.mark.parametrize("routine", ROUTINES)
+def test_what_is_meant_is_taken(routine: Any) -> None:
+    routine(
+        temperature="auto",
+        target_divergence=1,
+        hidden=[8],
+        learning_rate=np.float64(0.1),
+        policy=lambda state: state,
+    )
