@@ -65,7 +65,7 @@ def gradients(flip: float = 1.0) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     drawn = []
     for _ in range(120):
-        loss, _ = pathwise_loss(
+        loss, *_ = pathwise_loss(
             model(),
             policy,
             model().action_prior,
@@ -93,7 +93,7 @@ def test_loss_is_minus_the_objective() -> None:
     policy = Linear()
     torch.manual_seed(1)
     with torch.no_grad():
-        loss, divergence = pathwise_loss(
+        loss, entropy, divergence = pathwise_loss(
             model(),
             policy,
             model().action_prior,
@@ -103,6 +103,8 @@ def test_loss_is_minus_the_objective() -> None:
         )
     assert -loss.item() == pytest.approx(objective(policy).item(), abs=0.01)
     assert divergence.item() > 0
+    of_a_normal = 0.5 * math.log(2 * math.pi * math.e) + policy.log_scale.item()
+    assert entropy.item() == pytest.approx(of_a_normal, abs=0.01)
 
 
 def test_descends_to_the_best_linear_policy() -> None:
@@ -116,7 +118,9 @@ def test_descends_to_the_best_linear_policy() -> None:
         learning_rate=0.02,
         evaluation_episodes=0,
     )
-    policy = infer(model(), settings).policy.module
+    result = infer(model(), settings)
+    assert result.v is None
+    policy = result.policy.module
     best = Linear()
     optimiser = torch.optim.LBFGS(best.parameters(), max_iter=200, tolerance_grad=1e-12)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pyro.distributions as dist
@@ -278,3 +279,25 @@ def test_estimated_parts_are_those_of_the_policy() -> None:
 def test_what_is_refused(settings: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         PolicyGradient(**settings)
+
+
+def test_there_is_no_value_where_none_is_learned(tmp_path: Path) -> None:
+    settings = PolicyGradient(
+        baseline="none", steps_per_round=0, total_steps=400, evaluation_episodes=0
+    )
+    model = load_target("chain")
+    result = infer(model, settings, directory=tmp_path)
+    assert result.v is None
+    assert infer(model, settings, directory=tmp_path).objective == result.objective
+    result.save(tmp_path)
+    assert InferenceResult.load(tmp_path).v is None
+
+
+def test_a_run_along_paths_says_how_random_its_policy_is() -> None:
+    settings = PolicyGradient(
+        temperature=0.1, estimator="pathwise", steps_per_round=4, total_steps=64
+    )
+    result = infer(load_target("pendulum"), settings)
+    row = result.metrics[-1]
+    # Under a uniform prior the two add up to the entropy of the box, draw by draw.
+    assert row["entropy"] + row["divergence"] == pytest.approx(math.log(2), abs=1e-5)

@@ -15,7 +15,7 @@ ROUTINES = [PolicyGradient, PCL, REPS]
 OF_ALL = [
     ({"activation": "gelu"}, r"activation: expected one of 'tanh', 'relu', 'silu', got 'gelu'"),
     ({"hidden": 64}, "hidden: expected a tuple in which each is a whole number, got 64"),
-    ({"hidden": (64.0,)}, r"hidden: expected a tuple, .* got \(64\.0,\)"),
+    ({"hidden": (64.0,)}, r"hidden: expected a tuple in .* got \(64\.0,\)"),
     ({"environments": True}, "environments: expected a whole number, got True"),
     ({"total_steps": 2.5}, "total_steps: expected a whole number, got 2.5"),
     ({"learning_rate": math.inf}, "^learning_rate: expected a finite number, got inf"),

@@ -42,11 +42,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from inference_rl.inference import learned
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from inference_rl.environment import EnvironmentModel
     from inference_rl.inference import InferenceResult, Progress
     from inference_rl.learning.collection import Collector, Segment
+    from inference_rl.networks import StateFunction
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
 
@@ -213,8 +214,8 @@ def pathwise_loss(
     temperature: float,
     steps: int,
     paths: int,
-) -> tuple[Tensor, Tensor]:
-    """−J of the first `steps` steps and the mean divergence of a step, from so many paths.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """−J of the first `steps` steps, mean entropy and divergence of a step, from so many paths.
 
     The program itself: −temperature · mean of log p(τ, O) − log q(τ), differentiable through
     reparameterised states and actions.
@@ -236,8 +237,9 @@ def pathwise_loss(
     taken: Any = sum(guide.nodes[name]["unscaled_log_prob"].detach().mean() for name in names)
     expected: Any = sum(joint.nodes[name]["unscaled_log_prob"].detach().mean() for name in names)
     loss: Tensor = -temperature * elbo / paths
+    entropy: Tensor = -taken / steps
     divergence: Tensor = (taken - expected) / steps
-    return loss, divergence
+    return loss, entropy, divergence
 
 
 def value_loss(value: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -285,22 +287,30 @@ class _Learner:
         from inference_rl.networks import ObservationScaling
 
         self.settings, self.model, self.prior = settings, model, prior
-        self.policy, self.value = learned.networks(settings, model, prior)
+        self.policy, value = learned.networks(settings, model, prior)
+        has_value = settings.baseline == "learned" and settings.estimator != "pathwise"
+        self.value = value if has_value else None
         self.tempering = learned.Tempering(settings, model, prior)
         self.scaled = any(
             isinstance(part, ObservationScaling)
-            for part in [*self.policy.modules(), *self.value.modules()]
+            for module in self._modules()
+            for part in module.modules()
         )
         self.rounds, self.steps, self.path_seed = 0, 0, int(torch.randint(2**62, ()))
         if settings.estimator == "pathwise":
             _check_reparameterised(model, self.policy)
+        rates = settings.learning_rate, settings.value_learning_rate
         self.optimiser = torch.optim.Adam(
             [
-                {"params": list(self.policy.parameters()), "lr": settings.learning_rate},
-                {"params": list(self.value.parameters()), "lr": settings.value_learning_rate},
+                {"params": list(module.parameters()), "lr": rate}
+                for module, rate in zip(self._modules(), rates, strict=False)
             ],
             fused=True,
         )
+
+    def _modules(self) -> list[nn.Module]:
+        """The policy, and the value if one is learned."""
+        return [self.policy] if self.value is None else [self.policy, self.value]
 
     def collect(self, collector: Collector) -> Segment | _Paths:
         if self.settings.estimator == "pathwise":
@@ -324,7 +334,7 @@ class _Learner:
         settings, temperature = self.settings, self.tempering.temperature
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived(self.path_seed, f"round {self.rounds}"))
-            loss, divergence = pathwise_loss(
+            loss, entropy, divergence = pathwise_loss(
                 self.model,
                 self.policy,
                 self.prior,
@@ -337,6 +347,7 @@ class _Learner:
         return {
             "loss": loss.detach(),
             "gradient_norm": norm,
+            "entropy": entropy,
             "divergence": divergence,
             "temperature": temperature,
         }
@@ -344,13 +355,16 @@ class _Learner:
     def _by_score(self, data: Segment) -> dict[str, Tensor | float]:
         settings, temperature = self.settings, self.tempering.temperature
         if self.scaled:
-            learned.observe(data, self.policy, self.value)
+            learned.observe(data, *self._modules())
         distribution = self.policy(data.state, data.step)
         idle = ~data.valid  # where the action that stands there may even be forbidden
         log_prob = distribution.log_prob(data.action).masked_fill(idle, 0.0)
         divergence = log_prob.detach() - learned.log_prior(self.prior, data).masked_fill(idle, 0.0)
         share = data.valid.to(log_prob.dtype) / data.steps
-        value, next_value = self._values(data)
+        if self.value is None:
+            value = next_value = log_prob.new_zeros(log_prob.shape)
+        else:
+            value, next_value = self._values(self.value, data)
         target, advantage = self._credit(data, divergence, value.detach(), next_value, temperature)
         weight = share
         if settings.weigh_by_discount:
@@ -362,7 +376,7 @@ class _Learner:
             loss = entropy_bonus_loss(log_prob, entropy, advantage, weight, temperature)
         else:
             loss = score_loss(log_prob, advantage, weight)
-        if settings.baseline == "learned":
+        if self.value is not None:
             loss = loss + value_loss(value, target, share)
         norm = learned.descend(self.optimiser, loss, settings.max_gradient_norm)
         mean_divergence = (share * divergence).sum()
@@ -375,17 +389,17 @@ class _Learner:
             "temperature": temperature,
         }
 
-    def _values(self, data: Segment) -> tuple[Tensor, Tensor]:
+    def _values(self, function: StateFunction, data: Segment) -> tuple[Tensor, Tensor]:
         """The soft value at every step and, without its graph, after it; (T, N)."""
         import torch
 
         states = torch.cat([data.state, data.next_state[-1:]])
-        values = learned.value_at(self.value, states, torch.cat([data.step, data.step[-1:] + 1]))
+        values = learned.value_at(function, states, torch.cat([data.step, data.step[-1:] + 1]))
         following, cut = values.detach()[1:], data.truncated[:-1]
         if cut.any():  # there, what comes next in time is another episode
             following = following.clone()
             states, steps = data.next_state[:-1][cut], data.step[:-1][cut] + 1
-            following[:-1][cut] = learned.value_at(self.value, states, steps).detach()
+            following[:-1][cut] = learned.value_at(function, states, steps).detach()
         return values[:-1], following
 
     def _credit(
@@ -400,11 +414,7 @@ class _Learner:
         settings, reward = self.settings, data.reward.to(value.dtype)
         if settings.estimator == "score":
             reward = reward - temperature * divergence
-        if settings.baseline == "none":
-            value = next_value = value.new_zeros(value.shape)
-            trace_decay = 1.0
-        else:
-            trace_decay = settings.trace_decay
+        trace_decay = 1.0 if self.value is None else settings.trace_decay
         advantage = advantages(
             reward,
             value,
@@ -419,7 +429,7 @@ class _Learner:
     def state_dict(self) -> dict[str, Any]:
         return {
             "policy": self.policy.state_dict(),
-            "value": self.value.state_dict(),
+            "value": None if self.value is None else self.value.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "temperature": self.tempering.state_dict(),
             "rounds": self.rounds,
@@ -428,7 +438,8 @@ class _Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.policy.load_state_dict(state["policy"])
-        self.value.load_state_dict(state["value"])
+        if self.value is not None:
+            self.value.load_state_dict(state["value"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.tempering.load_state_dict(state["temperature"])
         self.rounds, self.steps = state["rounds"], state["steps"]
