@@ -28,7 +28,7 @@ from inference_rl.inference.setup import resume
 from inference_rl.learning import checkpoints, loop
 from inference_rl.learning.collection import Collector
 from inference_rl.priors import CategoricalPrior
-from inference_rl.simulate import EnvironmentFault
+from inference_rl.simulate import EnvironmentFault, ProgramEnvironments
 
 COMMON = {
     "total_steps": 1200,
@@ -550,6 +550,26 @@ def test_a_run_of_another_version_or_routine_is_not_called_damaged(
     (begun / "setup.json").write_text(json.dumps(setup | {"routine": "soft-newton"}))
     said = refused(["infer", "--resume", str(begun)], capsys)
     assert "is of a run of the routine 'soft-newton', which this version does not have" in said
+
+
+def test_the_last_evaluation_is_of_episodes_that_were_not_learned_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[int] = []
+    reset = ProgramEnvironments.reset
+
+    def watched(self, slots, seeds):
+        seen.extend(seeds.tolist())
+        return reset(self, slots, seeds)
+
+    monkeypatch.setattr(ProgramEnvironments, "reset", watched)
+    result = infer(load_target("chain"), PolicyGradient(**SETTINGS | {"evaluation_episodes": 0}))
+    learned_from = set(seen)
+    for seed in (None, result.seed):
+        seen.clear()
+        result.evaluate(20, seed=seed)
+        assert len(set(seen)) == 20
+        assert not learned_from & set(seen)
 
 
 def test_a_second_signal_stops_at_once(

@@ -272,8 +272,11 @@ class InferenceResult:
     ) -> Evaluation:
         """Run the policy on the real environment; see `inference_rl.simulate.evaluate`.
 
+        :param seed: of episodes that are none of those it was learned from; that of the run if
+            not given.
         :warns UserWarning: it is the posterior's, which counts on luck that is not there.
         """
+        from inference_rl.randomness import derived
         from inference_rl.simulate import evaluate
 
         warn_of_optimism(self, stacklevel=3)
@@ -282,7 +285,7 @@ class InferenceResult:
             self.model,
             self.policy,
             episodes=episodes,
-            seed=self.seed if seed is None else seed,
+            seed=derived(self.seed if seed is None else seed, "evaluation"),
             deterministic=deterministic,
             max_steps=max_steps,
         )
