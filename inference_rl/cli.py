@@ -16,6 +16,7 @@ import math
 import re
 import shlex
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -123,7 +124,7 @@ class Infer:
             raise ValueError(f"--episodes: expected 0 or more, got {self.episodes}")
         if self.seed < 0:
             raise ValueError(f"--seed: expected 0 or more, got {self.seed}")
-        with _progress() as progress, contextlib.ExitStack() as stack:
+        with _progress(self.json) as progress, contextlib.ExitStack() as stack:
             model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
             prior = self._load_prior(model)
             free = self.out or _free_directory(model.name, self.routine.name, self.seed)
@@ -162,7 +163,7 @@ class Resume:
     def run(self) -> dict[str, Any]:
         from inference_rl.inference.setup import read, resume
 
-        with _progress() as progress, _one_sentence(self.resume):
+        with _progress(self.json) as progress, _one_sentence(self.resume):
             noted = read(self.resume)["episodes"]
             result = resume(self.resume, progress=progress)
             episodes = Infer.episodes if noted is None else noted
@@ -216,9 +217,11 @@ class Evaluate:
         from inference_rl.report import print_evaluation
         from inference_rl.targets import load_target
 
+        if self.seed is not None and self.seed < 0:
+            raise ValueError(f"--seed: expected 0 or more, got {self.seed}")
         if self.env_kwargs and self.target is None:
             raise ValueError("--env-kwargs was given without --target: name the target too")
-        with _progress() as progress, _one_sentence():
+        with _progress(self.json) as progress, _one_sentence():
             model = None
             if self.target is not None:
                 model = load_target(self.target, env_kwargs=self.env_kwargs)
@@ -259,7 +262,7 @@ class Check:
         from inference_rl.targets import load_prior, load_target
         from inference_rl.testing import assert_model_valid
 
-        with _progress() as progress:
+        with _progress(self.json) as progress:
             model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
             prior = None
             if self.prior is not None:
@@ -321,7 +324,8 @@ Command = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point. Exit code 0, or 2 with one sentence on stderr for bad input."""
+    """The entry point. Exit code 0, 2 with one sentence on stderr for bad input, or 128 + the
+    number of the signal that stopped it."""
     try:
         command = _parse(sys.argv[1:] if arguments is None else arguments)
         # What a user's own model prints would spoil the JSON.
@@ -336,7 +340,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt as stop:
         print(": ".join(["interrupted", *filter(None, [str(stop)])]), file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + getattr(stop, "signal", signal.SIGINT)) from None
     if command.json:
         print(json.dumps(report, allow_nan=False))
 
@@ -431,15 +435,17 @@ def _closest(word: str, known: list[str]) -> str:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Say on stderr what is being done, once it has taken `PATIENCE`; and what is warned of."""
+def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Say on stderr what is warned of and, unless `quiet`, what is being done, once it has taken
+    `PATIENCE`."""
     from rich.console import Console
 
     console = Console(stderr=True)
     status = console.status("working")
     timer = threading.Timer(PATIENCE, status.start)
     timer.daemon = True
-    timer.start()
+    if not quiet:
+        timer.start()
     said: set[str] = set()
     spoken = time.monotonic()
 
@@ -450,6 +456,8 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
     def update(words: str) -> None:
         nonlocal spoken
+        if quiet:
+            return
         status.update(words)
         if not console.is_terminal and time.monotonic() - spoken > LOG_EVERY:
             spoken = time.monotonic()
@@ -462,7 +470,8 @@ def _progress() -> Iterator[Callable[[str], None]]:
             yield update
     finally:
         timer.cancel()
-        timer.join()
+        if not quiet:
+            timer.join()
         status.stop()
 
 
@@ -490,7 +499,8 @@ def _one_sentence(run: Path | None = None) -> Iterator[None]:
     except OSError as error:
         raise OSError(f"{error}{how()}") from error
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"{error}{how()}") from None
+        error.args = (f"{error}{how()}",)
+        raise
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from inference_rl import InferenceResult, load_target
+from inference_rl import InferenceResult, cli, load_target
 from inference_rl.cli import main
 
 CORRIDOR = """
@@ -884,3 +884,26 @@ def test_evaluating_a_posterior_warns_again(tmp_path: Path, capsys: Capture) -> 
     assert capsys.readouterr().err.count("dynamics conditioned on success") == 1
     main(["evaluate", str(tmp_path / "r")])
     assert capsys.readouterr().err.count("dynamics conditioned on success") == 1
+
+
+def test_a_seed_below_zero_is_refused_by_evaluate_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(tmp_path), "--seed", "-3"]
+    assert "--seed: expected 0 or more, got -3" in refusal(capsys, *words)
+
+
+@pytest.mark.parametrize("json_only", [True, False])
+def test_json_goes_without_progress(
+    json_only: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cli, "LOG_EVERY", -1.0)
+    monkeypatch.setattr(cli, "PATIENCE", 0.0)
+    main(
+        ["infer", "chain", "exact", "--temperature", "0.1", "--out", str(tmp_path / "run")]
+        + ["--json"] * json_only
+    )
+    assert ("evaluating" in capsys.readouterr().err) is not json_only

@@ -226,7 +226,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     monkeypatch.setattr(policy_gradient._Learner, "update", interrupted)
     with pytest.raises(SystemExit) as stop:
         main(["infer", "chain", "policy-gradient", *OPTIONS, "--out", str(run)])
-    assert stop.value.code == 130
+    assert stop.value.code == 128 + number
     assert (
         "interrupted: stopped at 280 of 1,200 steps; go on with: inference-rl infer --resume "
         f"{run}\n"
@@ -265,7 +265,7 @@ def test_what_is_not_finite_stops_the_run() -> None:
         infer(load_target("CartPole-v1"), settings)
 
 
-@pytest.mark.parametrize("field", ["loss", "gradient_norm"])
+@pytest.mark.parametrize("field", ["loss", "gradient_norm", "value_gradient_norm"])
 def test_nan_stops_the_run_at_its_source(
     field: str,
     complete: Path,
@@ -312,6 +312,43 @@ def test_nan_in_what_was_learned_is_not_saved(
     ):
         infer(load_target("chain"), PolicyGradient(**SETTINGS), directory=tmp_path)
     assert checkpoints.load(tmp_path)[0] == 400
+
+
+def test_a_gradient_of_the_value_that_is_not_finite_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loss = policy_gradient.value_loss
+    monkeypatch.setattr(policy_gradient, "value_loss", lambda *given: 0 * (loss(*given) * 0).sqrt())
+    with pytest.raises(FloatingPointError, match=r"^value_gradient_norm: .* after step 0, got nan"):
+        infer(load_target("chain"), PolicyGradient(**SETTINGS))
+
+
+@pytest.mark.parametrize("part", ["policy", "value"])
+def test_what_was_learned_is_not_saved_with_infinities(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = policy_gradient._Learner.update
+
+    def update(self, data):
+        found = original(self, data)
+        if self.rounds == 10:
+            next(getattr(self, part).parameters()).data[0] = torch.inf
+        return found
+
+    monkeypatch.setattr(policy_gradient._Learner, "update", update)
+    with pytest.raises(FloatingPointError, match=rf"^{part}.*table: .* up to step \d+, got inf"):
+        infer(load_target("chain"), PolicyGradient(**SETTINGS), directory=tmp_path)
+    assert checkpoints.load(tmp_path)[0] == 320
+
+
+def test_progress_of_a_run_shorter_than_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SAY_SECONDS", -1.0)
+    said: list[str] = []
+    settings = PolicyGradient(**SETTINGS | {"total_steps": 1})
+    infer(load_target("chain"), settings, progress=said.append)
+    assert [words for words in said if "of 1 steps" in words or "-" in words] == []
+    assert any(words.startswith("━" * 20 + " 40 of 40 steps · ") for words in said)
+    assert "40 of 40 steps · evaluating" in said
 
 
 class Preference(torch.nn.Module):

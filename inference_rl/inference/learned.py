@@ -372,10 +372,13 @@ def decay(optimiser: torch.optim.Optimizer, done: float) -> None:
         group["lr"] = group.setdefault("first_lr", group["lr"]) * max(1 - done, 0.0)
 
 
-def descend(optimiser: torch.optim.Optimizer, loss: Tensor, max_norm: float | None) -> Tensor:
-    """A step down the gradient of `loss`; the norm of the first group's before it was clipped.
+def descend(
+    optimiser: torch.optim.Optimizer, loss: Tensor, max_norm: float | None
+) -> dict[str, Tensor]:
+    """A step down the gradient of `loss`, whose groups are the policy and, if any, the value.
 
     :param max_norm: None does not clip.
+    :returns: the norms of their gradients before they were clipped, by what they are logged as.
 
     Each group is clipped for itself: the errors of a value must not shorten the steps of a policy.
     """
@@ -383,8 +386,9 @@ def descend(optimiser: torch.optim.Optimizer, loss: Tensor, max_norm: float | No
 
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
-    norms = []
-    for group in optimiser.param_groups:
+    norms = {}
+    names = ("gradient_norm", "value_gradient_norm")
+    for name, group in zip(names, optimiser.param_groups, strict=False):
         gradients = [p.grad for p in group["params"] if p.grad is not None]
         if not gradients:
             continue
@@ -393,9 +397,9 @@ def descend(optimiser: torch.optim.Optimizer, loss: Tensor, max_norm: float | No
         if max_norm is not None and norm > max_norm:
             for gradient in gradients:
                 gradient.mul_(max_norm / norm)
-        norms.append(norm)
+        norms[name] = norm
     optimiser.step()
-    return norms[0]
+    return norms
 
 
 def run(

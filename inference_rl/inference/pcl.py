@@ -334,13 +334,13 @@ class _Learner:
         multiplier = self._multiplier()
         residual, log_prob, divergence = self.residual(paths, temperature, multiplier)
         loss = residual_loss(residual, paths.valid / paths.valid.sum())
-        norm = learned.descend(self.optimiser, loss, settings.max_gradient_norm)
+        norms = learned.descend(self.optimiser, loss, settings.max_gradient_norm)
         valid = paths.valid[:, :fresh]
         taken = log_prob.detach()[:, :fresh][valid]
         mean_divergence = divergence.detach()[:, :fresh][valid].mean()
         numbers: dict[str, Tensor | float] = {
             "loss": loss.detach(),
-            "gradient_norm": norm,
+            **norms,
             "entropy": -taken.mean(),
             "divergence": mean_divergence,
             "temperature": temperature,

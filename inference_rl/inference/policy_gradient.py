@@ -342,11 +342,11 @@ class _Learner:
                 steps=settings.steps_per_round,
                 paths=settings.environments,
             )
-        norm = learned.descend(self.optimiser, loss, settings.max_gradient_norm)
+        norms = learned.descend(self.optimiser, loss, settings.max_gradient_norm)
         self.tempering.update(divergence, data.steps)
         return {
             "loss": loss.detach(),
-            "gradient_norm": norm,
+            **norms,
             "entropy": entropy,
             "divergence": divergence,
             "temperature": temperature,
@@ -378,12 +378,12 @@ class _Learner:
             loss = score_loss(log_prob, advantage, weight)
         if self.value is not None:
             loss = loss + value_loss(value, target, share)
-        norm = learned.descend(self.optimiser, loss, settings.max_gradient_norm)
+        norms = learned.descend(self.optimiser, loss, settings.max_gradient_norm)
         mean_divergence = (share * divergence).sum()
         self.tempering.update(mean_divergence, data.steps)
         return {
             "loss": loss.detach(),
-            "gradient_norm": norm,
+            **norms,
             "entropy": -(share * log_prob.detach()).sum(),
             "divergence": mean_divergence,
             "temperature": temperature,

@@ -71,7 +71,7 @@ class Schedule:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, and was saved.
+    """The run was asked to stop.
 
     :ivar signal: the number of the signal that asked.
     """
@@ -131,6 +131,7 @@ def learn(
                 "due": due,
             }
             _check_numbers(state["learner"], steps)
+            _check_parameters(learner, steps)
             checkpoints.save(run, steps, state)
         saved_at = time.monotonic()
 
@@ -147,13 +148,13 @@ def learn(
         def stop_if_asked() -> None:
             if asked_to_stop():
                 save()
-                words = f"stopped at {steps:,} of {schedule.total_steps:,} steps"
+                words = f"stopped at {_share(steps, schedule.total_steps)}"
                 raise Interrupted(words, asked_to_stop())
 
         while True:
             if due:
                 if progress is not None:
-                    progress(f"{steps:,} of {schedule.total_steps:,} steps · evaluating")
+                    progress(f"{_share(steps, schedule.total_steps)} · evaluating")
                 with _saving_what_was_learned(save):
                     found = _evaluations(model, learner.policy, schedule.evaluation_episodes, seed)
                 row = {"steps": steps, **latest, **_training(collector), **found}
@@ -213,6 +214,19 @@ def _check_numbers(tree: Any, steps: int, name: str = "") -> None:
             f"{name}: expected numbers in what was learned up to step {steps:,}, got NaN; the run "
             "stops at its last checkpoint: lower the learning rate"
         )
+
+
+def _check_parameters(learner: Learner, steps: int) -> None:
+    """:raises FloatingPointError: one that was learned is infinite, as other numbers may be."""
+    for name in ("policy", "value"):
+        module = getattr(learner, name, None)
+        for key, parameter in module.named_parameters() if module is not None else ():
+            if parameter.requires_grad and not bool(parameter.isfinite().all()):
+                raise FloatingPointError(
+                    f"{name}.{key}: expected finite numbers in what was learned up to step "
+                    f"{steps:,}, got inf; the run stops at its last checkpoint: lower the learning "
+                    "rate"
+                )
 
 
 def _log(run: Path, metrics: list[dict[str, Any]]) -> None:
@@ -275,11 +289,16 @@ def _latest_return(collector: Collector, metrics: list[dict[str, Any]]) -> float
     return None
 
 
+def _share(steps: int, total: int) -> str:
+    return f"{steps:,} of {max(total, steps):,} steps"
+
+
 def _words(steps: int, total: int, rate: float, at: float | None, latest: dict[str, float]) -> str:
-    """A line of progress: how far, how well, how fast."""
+    """A line of progress: how far, how well, how fast. The last round may go beyond `total`."""
+    total = max(total, steps)
     filled = round(20 * steps / total)
     left = (total - steps) / rate if rate > 0 else math.inf
-    parts = [f"{'━' * filled}{'╌' * (20 - filled)} {steps:,} of {total:,} steps"]
+    parts = [f"{'━' * filled}{'╌' * (20 - filled)} {_share(steps, total)}"]
     if at is not None:
         parts.append(f"return {at:.4g}")
     parts += [f"{name} {latest[name]:.3g}" for name in ("entropy", "temperature") if name in latest]
@@ -300,7 +319,7 @@ def _signals(wanted: bool) -> Iterator[Callable[[], int]]:
 
     def handle(number: int, frame: Any) -> None:
         if asked:
-            raise KeyboardInterrupt("stopped at once, by a second signal, without saving")
+            raise Interrupted("stopped at once, by a second signal, without saving", number)
         asked.append(number)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
