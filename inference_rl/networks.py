@@ -77,6 +77,15 @@ def described(space: Space[Any]) -> dict[str, Any]:
     raise TypeError(f"expected a Discrete, MultiDiscrete or Box space, got {space}")
 
 
+def example_states(space: Space[Any], count: int) -> Tensor:
+    """`count` states of a Discrete or Box space, to see what a policy gives before it learns."""
+    if isinstance(space, Discrete):
+        return torch.arange(count) % int(space.n)
+    assert isinstance(space, Box)
+    low, high = (torch.from_numpy(edge.astype(space.dtype)) for edge in (space.low, space.high))
+    return torch.zeros(count, *space.shape, dtype=low.dtype).clamp(low, high)
+
+
 class ObservationScaling(nn.Module):
     """Observations to zero mean and unit variance, by what was seen up to the last `update`."""
 

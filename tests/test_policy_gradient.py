@@ -10,10 +10,14 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
+from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions.transforms import TanhTransform
 
 from inference_rl import (
     CategoricalPrior,
+    EnvironmentModel,
     FiniteModel,
     InferenceResult,
     MaskPrior,
@@ -195,6 +199,59 @@ class Own(torch.nn.Linear):
 
     def forward(self, state: Tensor) -> dist.Categorical:
         return dist.Categorical(logits=super().forward(state))
+
+
+class Steered(EnvironmentModel):
+    """A point on a line, pushed by actions of any kind; it pays to be close to 1."""
+
+    state_space, discount, horizon = Box(-np.inf, np.inf, (1,)), 0.9, 8
+
+    def __init__(self, action_space: Space) -> None:
+        self.action_space = action_space
+
+    def initial_state(self) -> TorchDistribution:
+        return dist.Normal(torch.zeros(1), 0.1).to_event(1)
+
+    def transition(self, state: Tensor, action: Tensor) -> TorchDistribution:
+        push = action if isinstance(self.action_space, Discrete) else action.sum(-1)
+        return dist.Normal(state + 0.1 * push.unsqueeze(-1), 0.01).to_event(1)
+
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        return -(next_state.squeeze(-1) - 1).square()
+
+
+@pytest.mark.parametrize("estimator", ["score", "pathwise", "entropy-bonus"])
+@pytest.mark.parametrize("space", [Discrete(3), MultiDiscrete([2, 3]), Box(-1.0, 1.0, (2,))])
+def test_every_estimator_learns_in_every_space_that_it_can(estimator: str, space: Space) -> None:
+    settings = PolicyGradient(
+        estimator=estimator,
+        total_steps=5000,
+        environments=32,
+        steps_per_round=8,
+        learning_rate=0.05,
+        evaluation_episodes=0,
+    )
+    if estimator == "pathwise" and not isinstance(space, Box):
+        with pytest.raises(TypeError, match="pathwise needs draws that can be differentiated"):
+            infer(Steered(space), settings)
+        return
+    few = dataclasses.replace(settings, total_steps=1)
+    assert infer(Steered(space), settings).objective > infer(Steered(space), few).objective + 0.2
+
+
+def test_a_guide_without_an_entropy_is_refused_by_name() -> None:
+    class Squashed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(2))
+
+        def forward(self, state: Tensor) -> TorchDistribution:
+            base = dist.Normal(self.loc.expand(*state.shape[:-1], 2), 1.0).to_event(1)
+            return dist.TransformedDistribution(base, [TanhTransform()])
+
+    settings = PolicyGradient(estimator="entropy-bonus", policy=Squashed(), total_steps=100)
+    with pytest.raises(TypeError, match=r"and TransformedDistribution.* has none in closed form"):
+        infer(Steered(Box(-1.0, 1.0, (2,))), settings)
 
 
 def test_forbidden_actions_are_never_taken() -> None:

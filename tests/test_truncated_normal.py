@@ -144,6 +144,66 @@ def test_truncated_gradients_of_the_density(loc: float, scale: float) -> None:
     )
 
 
+def exact_entropy(loc: float, scale: float) -> float:
+    """By mpmath's quadrature over where the density counts, in 25 digits."""
+    with mpmath.workdps(25):
+        mean, width = mpmath.mpf(loc), mpmath.mpf(scale)
+        highest = min(max(mean, mpmath.mpf(-1)), mpmath.mpf(1))
+
+        def drop(x: Any) -> Any:
+            """Nats below the highest point."""
+            return (x - highest) * (x + highest - 2 * mean) / (2 * width**2)
+
+        slope = abs(highest - mean) / width
+        reach = width * 240 / (slope + mpmath.sqrt(slope**2 + 240))
+        low, high = max(mpmath.mpf(-1), highest - reach), min(mpmath.mpf(1), highest + reach)
+        points = sorted({low, highest, high, *mpmath.linspace(low, high, 5)})
+        mass = mpmath.quad(lambda x: mpmath.exp(-drop(x)), points)
+        below = mpmath.quad(lambda x: drop(x) * mpmath.exp(-drop(x)), points)
+        return float(mpmath.log(mass) + below / mass)
+
+
+@pytest.mark.parametrize(("loc", "scale"), EXTREMES)
+def test_truncated_entropy_is_exact(loc: float, scale: float) -> None:
+    expected = exact_entropy(loc, scale)
+    for dtype, error in ((torch.float64, 1e-13), (torch.float32, 2e-6)):
+        rounded = [torch.tensor(x, dtype=dtype) for x in (loc, scale)]
+        if dtype == torch.float32:
+            expected = exact_entropy(*(float(x) for x in rounded))
+        got = TruncatedNormal(*rounded).entropy()
+        assert got.dtype == dtype
+        assert float(got) == pytest.approx(expected, rel=error, abs=error)
+
+
+@pytest.mark.parametrize(
+    ("loc", "scale"),
+    [(0.3, 0.5), (-0.9, 0.1), (-4.0, 0.7), (30.0, 1.0), (0.4, 5.0), (0.0, 1e-3), (-1.5, 0.5)],
+)
+def test_truncated_gradients_of_the_entropy(loc: float, scale: float) -> None:
+    arguments = [torch.tensor(v, requires_grad=True) for v in (loc, scale)]
+    got = torch.autograd.grad(TruncatedNormal(*arguments).entropy(), arguments)
+    step = 1e-4 * scale
+    for slope, (by_loc, by_scale) in zip(got, ((step, 0), (0, step)), strict=True):
+        up, down = (exact_entropy(loc + s * by_loc, scale + s * by_scale) for s in (1, -1))
+        assert float(slope) * scale == pytest.approx((up - down) / 2e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize(("loc", "scale"), EXTREMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_truncated_gradients_of_the_entropy_are_finite(
+    loc: float, scale: float, dtype: torch.dtype
+) -> None:
+    arguments = [torch.tensor(x, dtype=dtype, requires_grad=True) for x in (loc, scale)]
+    for slope in torch.autograd.grad(TruncatedNormal(*arguments).entropy(), arguments):
+        assert slope.isfinite()
+
+
+def test_truncated_mode_and_summed_entropy() -> None:
+    wide = TruncatedNormal(torch.tensor([0.2, -3.0]), torch.tensor([0.1, 2.0]))
+    assert wide.mode.tolist() == [0.2, -1.0]
+    assert wide.to_event(1).entropy() == wide.entropy().sum()
+
+
 def test_truncated_shapes_edges_and_support() -> None:
     truncated = TruncatedNormal(torch.zeros(3), torch.ones(2, 1), low=0.0, high=4.0)
     assert truncated.batch_shape == (2, 3)

@@ -276,6 +276,20 @@ def _check_reparameterised(model: EnvironmentModel, policy: Policy) -> None:
             )
 
 
+def _check_entropy(model: EnvironmentModel, policy: Policy) -> None:
+    """:raises TypeError: nobody knows the entropy of the distributions of the policy."""
+    from inference_rl.networks import example_states
+
+    distribution = policy(example_states(model.state_space, 2), 0)
+    try:
+        distribution.entropy()
+    except NotImplementedError:
+        raise TypeError(
+            "estimator: entropy-bonus needs the entropy of the policy's distributions, and "
+            f"{distribution} has none in closed form; use estimator='score', which samples it"
+        ) from None
+
+
 class _Learner:
     """The state of a run: policy, soft value, their optimiser and the temperature."""
 
@@ -299,6 +313,8 @@ class _Learner:
         self.rounds, self.steps, self.path_seed = 0, 0, int(torch.randint(2**62, ()))
         if settings.estimator == "pathwise":
             _check_reparameterised(model, self.policy)
+        elif settings.estimator == "entropy-bonus":
+            _check_entropy(model, self.policy)
         rates = settings.learning_rate, settings.value_learning_rate
         self.optimiser = torch.optim.Adam(
             [
