@@ -8,7 +8,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box
 from torch import Tensor
 
 from inference_rl import gymnasium_spaces
@@ -42,7 +41,7 @@ class GymnasiumEnvironments(Environments):
         self._acted = environments[0].action_space
         self._shown = gymnasium_spaces.state_space(self._observed, name)
         self._taken = gymnasium_spaces.action_space(self._acted, name)
-        self._plain = isinstance(self._observed, Box)
+        self._plain = self._shown is self._observed
         self._shape, self._dtype = self._shown.shape or (), self._shown.dtype
         self.alive = self._slots.alive
 

@@ -44,8 +44,8 @@ __all__ = [
 class GymnasiumModel(EnvironmentModel):
     """A Gymnasium environment whose dynamics can only be sampled, step by step.
 
-    States are its observations, flattened where they are neither Box nor Discrete; actions of
-    boxes lie in [-1, 1]^d, and Discrete ones count from 0.
+    States are its observations, flattened where they are neither vectors nor Discrete; actions of
+    boxes, of whatever shape, lie in [-1, 1]^d, and Discrete ones count from 0.
 
     :raises TypeError: observations or actions of another kind. Or its distributions are asked for:
         exact inference needs them, and has no use for a simulator.

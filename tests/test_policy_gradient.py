@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pyro.distributions as dist
 import pytest
@@ -29,7 +32,7 @@ from inference_rl.inference.exact_finite import _objective, objective_parts
 from inference_rl.inference.policy_gradient import advantages, entropy_bonus_loss, score_loss
 from inference_rl.learning.collection import Collector
 from inference_rl.networks import Architecture, NetworkPolicy, described
-from inference_rl.simulate import environments
+from inference_rl.simulate import GymnasiumModel, environments
 
 STATES, ACTIONS, STEPS, DISCOUNT, TEMPERATURE = 3, 3, 5, 0.8, 0.7
 
@@ -237,6 +240,51 @@ def test_every_estimator_learns_in_every_space_that_it_can(estimator: str, space
         return
     few = dataclasses.replace(settings, total_steps=1)
     assert infer(Steered(space), settings).objective > infer(Steered(space), few).objective + 0.2
+
+
+class Anything(gymnasium.Env[Any, Any]):
+    """Shows and takes whatever its spaces hold, and pays one for each step."""
+
+    def __init__(self, observed: Space, acted: Space) -> None:
+        self.observation_space, self.action_space = observed, acted
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert action in self.action_space
+        return self.observation_space.sample(), 1.0, False, False, {}
+
+
+@pytest.fixture
+def anything() -> Iterator[None]:
+    gymnasium.register("Anything-v0", Anything, max_episode_steps=5)
+    yield
+    gymnasium.registry.pop("Anything-v0")
+
+
+PICTURES, TABLES = Box(0, 255, (4, 4, 3), np.uint8), Box(-1, 1, (2, 2))
+
+
+@pytest.mark.usefixtures("anything")
+@pytest.mark.parametrize(
+    ("observed", "acted"),
+    [
+        (TABLES, TABLES),
+        (Box(-1, 1, ()), Box(-2, 4, ())),
+        (PICTURES, Discrete(2)),
+        (Box(0, 9, (3,), np.int16), MultiDiscrete([2, 3])),
+        (gymnasium.spaces.Dict({"a": PICTURES, "b": Discrete(2)}), Box(-1, 1, (2, 1), np.float64)),
+    ],
+)
+def test_networks_learn_in_boxes_of_any_shape(observed: Space, acted: Space) -> None:
+    given = GymnasiumModel("Anything-v0", {"observed": observed, "acted": acted})
+    settings = PolicyGradient(total_steps=300, scale_observations=True, evaluation_episodes=2)
+    result = infer(given, settings)
+    assert result.metrics[-1]["deterministic"]["mean_return"] == 5
+    (size,) = given.state_space.shape
+    assert result.v(torch.zeros(7, size)).shape == (7, 1)
 
 
 def test_a_guide_without_an_entropy_is_refused_by_name() -> None:

@@ -672,9 +672,12 @@ def odd() -> Any:
 @pytest.mark.parametrize(
     ("observed", "shape", "dtype"),
     [
-        (Box(-1, 1, (2, 3)), (2, 3), torch.float32),
+        (Box(-1, 1, (2, 3)), (6,), torch.float32),
+        (Box(-1, 1, ()), (1,), torch.float32),
         (Box(-1, 1, (2,), np.float64), (2,), torch.float64),
-        (Box(0, 255, (4, 4, 3), np.uint8), (4, 4, 3), torch.uint8),
+        (Box(-1, 1, (2, 1), np.float64), (2,), torch.float64),
+        (Box(0, 255, (4, 4, 3), np.uint8), (48,), torch.float32),
+        (Box(0, 255, (5,), np.uint8), (5,), torch.float32),
         (Discrete(3, start=5), (), torch.int64),
         (MultiDiscrete([2, 3]), (5,), torch.float32),
         (MultiBinary(4), (4,), torch.float32),
@@ -707,6 +710,12 @@ def test_observations_of_all_spaces(odd: Any, observed: Any, shape: Any, dtype: 
         (MultiDiscrete([2, 3]), torch.tensor([[1, 2]]), [1, 2]),
         (Box(-2, 4, (2,)), torch.tensor([[-1.0, 0.5]]), [-2.0, 2.5]),
         (Box(-2, 4, (1,), np.float64), torch.tensor([[7.0]]), [4.0]),
+        (Box(-2, 4, ()), torch.tensor([[0.5]]), 2.5),
+        (
+            Box(np.array([[0, 0], [0, 8]]), np.array([[2, 2], [2, 16]]), dtype=np.float64),
+            torch.tensor([[-1.0, 0.5, 1.0, 0.0]]),
+            [[0, 1.5], [2, 12]],
+        ),
     ],
 )
 def test_actions_of_all_spaces(odd: Any, acted: Any, action: Tensor, expected: Any) -> None:
@@ -714,6 +723,40 @@ def test_actions_of_all_spaces(odd: Any, acted: Any, action: Tensor, expected: A
     batch.reset(np.zeros(1, dtype=int), np.zeros(1, dtype=np.uint64))
     batch.step(np.zeros(1, dtype=int), action)
     assert np.array(batch.environments[0].unwrapped.taken[0]).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("observed", "shows", "message"),
+    [
+        (Discrete(3), 3, r"expected one of Discrete\(3\), got 3"),
+        (Discrete(3, start=5), 4, r"expected one of Discrete\(3, start=5\), got 4"),
+        (Discrete(3), -1, r"expected one of Discrete\(3\), got -1"),
+        (MultiDiscrete([2, 3]), np.array([2, 0]), r"expected one of MultiDiscrete.*got \[2, 0\]"),
+        (MultiDiscrete([2, 3]), np.array([0, -1]), r"expected one of MultiDiscrete.*got \[0, -1\]"),
+        (MultiBinary(2), np.array([0, 2]), r"expected one of MultiBinary\(2\), got \[0, 2\]"),
+        (
+            DictSpace({"a": Discrete(2), "b": TupleSpace([Box(-1, 1, (1,)), Discrete(2)])}),
+            {"a": 1, "b": (np.zeros(1, np.float32), -1)},
+            r"\['b'\]\[1\]: expected one of Discrete\(2\), got -1",
+        ),
+        (
+            DictSpace({"a": Discrete(2)}),
+            {"a": 0.5},
+            r"\['a'\]: expected dtype int64, got float64",
+        ),
+    ],
+)
+def test_observations_that_are_no_choice_are_faults(
+    odd: Any, observed: Any, shows: Any, message: str
+) -> None:
+    batch = environments(odd(observed, shows=shows), 1)
+    slots = np.zeros(1, dtype=int)
+    batch.reset(slots, np.full(1, 9, dtype=np.uint64))
+    batch.step(slots, torch.zeros(1, dtype=torch.long))
+    with pytest.raises(
+        EnvironmentFault, match=rf"slot 0 \(episode seed 9\), step 1: observation: {message}"
+    ):
+        batch.step(slots, torch.zeros(1, dtype=torch.long))
 
 
 @pytest.mark.parametrize(
