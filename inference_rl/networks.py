@@ -368,6 +368,10 @@ class ModulePolicy(Policy):
     :param module: called with states of any batch shape; an `nn.Module` or `PyroModule` whose
         parameters are its own. It returns a Pyro distribution over actions: of `event_dim` 1 on
         [-1, 1]^d for boxes.
+
+    The module is in evaluation mode from here on, also while it learns: dropout does nothing, and
+    batch normalisation uses the statistics that it came with. What it returns must be a function of
+    its parameters and the state alone, or the run could not be resumed exactly.
     """
 
     kind = "module"
@@ -379,16 +383,73 @@ class ModulePolicy(Policy):
                 f"policy: expected an nn.Module that maps states to a distribution, got {module!r}"
             )
         self.module = module
+        self.eval()
+
+    def train(self, mode: bool = True) -> ModulePolicy:
+        super().train(False)
+        return self
 
     def forward(self, state: Tensor, t: int | Tensor | None = None) -> TorchDistribution:
         # Or Pyro would put in place of its parameters what any other module calls by their names.
         with pyro.get_param_store().scope():
-            distribution: TorchDistribution = self.module(state)
+            returned = self.module(state)
+        if not isinstance(returned, torch.distributions.Distribution):
+            raise TypeError(
+                f"policy: expected {type(self.module).__name__} to return a distribution over "
+                f"actions, got {type(returned).__name__}; make one of it, such as "
+                "pyro.distributions.Categorical(logits=...)"
+            )
+        distribution: Any = returned
         return distribution
 
     def mode(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
-        distribution: Any = self(state)
-        if distribution.support.is_discrete:
+        """The most likely action; under a density that a monotone transform such as tanh bends, the
+        image of what is most likely before it, which need not be where the bent density is highest.
+
+        :raises TypeError: nobody knows it.
+        """
+        return _mode(self(state, t))
+
+    def check(self, space: Space[Any]) -> None:
+        """See whether learning and evaluation will get from the module what they need.
+
+        :param space: of the states.
+        :raises TypeError: no distribution, or one whose most likely action nobody knows.
+        :raises ValueError: the module draws from torch's generator.
+        """
+        before = torch.get_rng_state()
+        with torch.no_grad():
+            self.mode(example_states(space, 2))
+        if not torch.equal(torch.get_rng_state(), before):
+            raise ValueError(
+                f"policy: expected {type(self.module).__name__} to return a function of its "
+                "parameters and the state, but it draws from torch's generator, and such a run "
+                "cannot be resumed exactly; leave the drawing to the distribution"
+            )
+
+
+def _mode(distribution: Any) -> Tensor:
+    """:raises TypeError: nobody knows the most likely value of such a distribution."""
+    if isinstance(distribution, torch.distributions.Independent):
+        return _mode(distribution.base_dist)
+    if isinstance(distribution, dist.Delta):
+        return distribution.v
+    if isinstance(distribution, torch.distributions.TransformedDistribution) and all(
+        transform.bijective and transform.domain.event_dim == 0
+        for transform in distribution.transforms
+    ):
+        image = _mode(distribution.base_dist)
+        for transform in distribution.transforms:
+            image = transform(image)
+        return image
+    try:
+        if distribution.has_enumerate_support and not distribution.event_shape:
             size = distribution.enumerate_support().shape[0]
             return as_discrete(distribution, size).logits.argmax(-1)
-        return distribution.mode
+        mode: Tensor = distribution.mode
+    except NotImplementedError:
+        raise TypeError(
+            "policy: expected distributions whose most likely action is known, for evaluation, got "
+            f"{distribution}; give its class a property `mode`"
+        ) from None
+    return mode

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete, Text
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import nn
+from torch.distributions.transforms import AbsTransform, AffineTransform, TanhTransform
 
 from inference_rl.distributions import categorical
 from inference_rl.networks import (
@@ -19,6 +21,7 @@ from inference_rl.networks import (
     StateFunction,
     described,
 )
+from inference_rl.truncated_normal import TruncatedNormal
 
 BOX = Box(-1.0, 1.0, (3,))
 
@@ -163,6 +166,99 @@ def test_a_module_of_ones_own() -> None:
     with pytest.raises(TypeError, match=r"expected an nn\.Module"):
         ModulePolicy(lambda state: state)
     assert made(state).probs.argmax() == 1
+    assert made.mode(state).tolist() == [1]
+
+
+class Returns(nn.Module):
+    """Whatever `make` makes of a layer's outputs."""
+
+    def __init__(self, make, outputs: int = 2) -> None:
+        super().__init__()
+        self.layer, self.make = nn.Linear(3, outputs), make
+
+    def forward(self, state):
+        return self.make(self.layer(state))
+
+
+def squashed(x):
+    return dist.TransformedDistribution(
+        dist.Normal(x, 0.5).to_event(1), [AffineTransform(0.1, -2.0), TanhTransform()]
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "mode"),
+    [
+        (squashed, lambda x: torch.tanh(0.1 - 2 * x)),
+        (
+            lambda x: TruncatedNormal(3 * x, torch.tensor(0.4)).to_event(1),
+            lambda x: (3 * x).clamp(-1, 1),
+        ),
+        (lambda x: dist.Delta(x, event_dim=1), lambda x: x),
+        (
+            lambda x: dist.Beta(2 + x.exp(), 3.0).to_event(1),
+            lambda x: (1 + x.exp()) / (3 + x.exp()),
+        ),
+        (
+            lambda x: dist.Categorical(logits=torch.stack([x, -x, 0 * x], -1)).to_event(1),
+            lambda x: (x < 0).long(),
+        ),
+        (lambda x: dist.Bernoulli(logits=x[..., 0]), lambda x: (x[..., 0] > 0).long()),
+    ],
+)
+def test_the_mode_of_a_module_of_ones_own(make, mode) -> None:
+    torch.manual_seed(0)
+    made = ModulePolicy(Returns(make))
+    made.check(BOX)
+    states = torch.randn(50, 3)
+    torch.testing.assert_close(made.mode(states), mode(made.module.layer(states)))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda x: x, TypeError, "Returns to return a distribution over actions, got Tensor"),
+        (
+            lambda x: dist.MixtureSameFamily(dist.Categorical(logits=x), dist.Normal(x, 1.0)),
+            TypeError,
+            "most likely action is known, for evaluation, got MixtureSameFamily",
+        ),
+        (
+            lambda x: dist.TransformedDistribution(dist.Normal(x, 1.0), [AbsTransform()]),
+            TypeError,
+            "most likely action is known, for evaluation, got TransformedDistribution",
+        ),
+        (
+            lambda x: dist.Normal(x + torch.randn(2), 1.0).to_event(1),
+            ValueError,
+            "Returns to return a function of its parameters and the state, but it draws",
+        ),
+    ],
+)
+def test_modules_that_will_not_do_are_refused(make, error, words: str) -> None:
+    with pytest.raises(error, match=words):
+        ModulePolicy(Returns(make)).check(BOX)
+
+
+def test_a_module_of_ones_own_stays_in_evaluation_mode() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 2))
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, state):
+            return dist.Categorical(logits=self.layers(state.reshape(-1, 3)))
+
+    made = ModulePolicy(Own()).train()
+    before = {name: buffer.clone() for name, buffer in made.named_buffers()}
+    states = torch.randn(20, 3) + 5
+    assert torch.equal(made(states).logits, made(states).logits)
+    made.check(BOX)
+    for name, buffer in made.named_buffers():
+        assert torch.equal(buffer, before[name])
 
 
 @pytest.mark.parametrize(

@@ -287,19 +287,38 @@ def test_networks_learn_in_boxes_of_any_shape(observed: Space, acted: Space) -> 
     assert result.v(torch.zeros(7, size)).shape == (7, 1)
 
 
+class Squashed(nn.Module):
+    """A module of a user's own: a tanh-Gaussian, as most implementations have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(2))
+
+    def forward(self, state: Tensor) -> TorchDistribution:
+        base = dist.Normal(self.loc.expand(*state.shape[:-1], 2), 1.0).to_event(1)
+        return dist.TransformedDistribution(base, [TanhTransform(cache_size=1)])
+
+
+class Outputs(Squashed):
+    """Another, that makes no distribution of what it puts out."""
+
+    def forward(self, state: Tensor) -> Any:
+        return self.loc.expand(*state.shape[:-1], 2)
+
+
 def test_a_guide_without_an_entropy_is_refused_by_name() -> None:
-    class Squashed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.loc = nn.Parameter(torch.zeros(2))
-
-        def forward(self, state: Tensor) -> TorchDistribution:
-            base = dist.Normal(self.loc.expand(*state.shape[:-1], 2), 1.0).to_event(1)
-            return dist.TransformedDistribution(base, [TanhTransform()])
-
     settings = PolicyGradient(estimator="entropy-bonus", policy=Squashed(), total_steps=100)
     with pytest.raises(TypeError, match=r"and TransformedDistribution.* has none in closed form"):
         infer(Steered(Box(-1.0, 1.0, (2,))), settings)
+
+
+def test_a_squashed_gaussian_learns_and_is_evaluated() -> None:
+    settings = PolicyGradient(policy=Squashed(), total_steps=256, evaluation_episodes=2)
+    result = infer(Steered(Box(-1.0, 1.0, (2,))), settings)
+    assert torch.equal(result.policy.mode(torch.zeros(1, 1))[0], result.policy.module.loc.tanh())
+    assert math.isfinite(result.metrics[-1]["deterministic"]["mean_return"])
+    with pytest.raises(TypeError, match="policy: expected Outputs to return a distribution"):
+        infer(Steered(Box(-1.0, 1.0, (2,))), dataclasses.replace(settings, policy=Outputs()))
 
 
 def test_forbidden_actions_are_never_taken() -> None:

@@ -177,11 +177,13 @@ def networks(
         support=support,
         logit_scale=logit_scale,
     )
-    policy: Policy = (
-        NetworkPolicy(architecture, allowed, prior if support else None)
-        if settings.policy is None
-        else _copied(ModulePolicy(settings.policy))
-    )
+    policy: Policy
+    if settings.policy is None:
+        policy = NetworkPolicy(architecture, allowed, prior if support else None)
+    else:
+        own = _copied(ModulePolicy(settings.policy))
+        own.check(model.state_space)
+        policy = own
     value = StateFunction(architecture, 1, 1.0)
     return policy, value
 
