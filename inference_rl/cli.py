@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -20,6 +21,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 
 PATIENCE = 2.0
 """Seconds before progress is shown."""
+
+TRACEBACK = "INFERENCE_RL_TRACEBACK"
+"""The environment variable that shows where an error came from that nothing foresaw."""
 
 LOG_EVERY = 10.0
 """Seconds between lines of progress where stderr is no terminal."""
@@ -325,7 +330,11 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point. Exit code 0, 2 with one sentence on stderr for bad input, or 128 + the
-    number of the signal that stopped it."""
+    number of the signal that stopped it.
+
+    An error that nothing foresaw is one sentence too, that names its type and place; with the
+    environment variable `INFERENCE_RL_TRACEBACK` set it is raised.
+    """
     try:
         command = _parse(sys.argv[1:] if arguments is None else arguments)
         # What a user's own model prints would spoil the JSON.
@@ -341,6 +350,17 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         print(": ".join(["interrupted", *filter(None, [str(stop)])]), file=sys.stderr)
         raise SystemExit(128 + getattr(stop, "signal", signal.SIGINT)) from None
+    except Exception as error:  # a model's or a prior's code may raise anything, and so may a bug
+        if os.environ.get(TRACEBACK):
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        said = " ".join([f"{type(error).__name__}:", *str(error).split()])
+        print(
+            f"error: {said}, in {place.filename}, line {place.lineno}; mend it there, or set "
+            f"{TRACEBACK}=1 to see how the command got there",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
     if command.json:
         print(json.dumps(report, allow_nan=False))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor
 
-from inference_rl.batch import Environments, Slots, Step
+from inference_rl.batch import EnvironmentFault, Environments, Slots, Step
 from inference_rl.blocks import in_blocks
 from inference_rl.environment import EnvironmentModel
 from inference_rl.randomness import STATES, draw
@@ -37,7 +38,12 @@ class ProgramEnvironments(Environments):
         self.state_space, self.action_space = model.state_space, model.action_space
         self._slots = Slots(model.name, size, limit, None if endless else model.horizon)
         self.alive = self._slots.alive
-        self._start = model.initial_state()
+        try:
+            self._start = model.initial_state()
+        except Exception as error:
+            raise EnvironmentFault(
+                f"{model.name}: initial_state raised {type(error).__name__}: {error}"
+            ) from error
         self._discrete = isinstance(model.state_space, Discrete)
         self._state: Tensor | None = None
 
@@ -51,7 +57,8 @@ class ProgramEnvironments(Environments):
         if self._state is None:
             self._state = drawn.new_zeros((self.size, *drawn.shape[1:]))
         self._state[torch.from_numpy(slots)] = drawn
-        self.alive[slots] = ~self.model.terminal(drawn).numpy()
+        ended = self._call(slots, "terminal", self.model.terminal, drawn)
+        self.alive[slots] = ~ended.numpy()
         return drawn
 
     def step(self, slots: np.ndarray, actions: Tensor) -> Step:
@@ -62,10 +69,11 @@ class ProgramEnvironments(Environments):
         state, seeds, steps = self._state[rows], self._slots.seeds[slots], self._slots.steps[slots]
 
         def transition(at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            here, action = state[at], actions[at]
-            step = self.model.transition(here, action)
+            model, here, action, those = self.model, state[at], actions[at], slots[at.numpy()]
+            step = self._call(those, "transition", model.transition, here, action)
             drawn = self._as_state(draw(step, seeds[at.numpy()], steps[at.numpy()] + 1, STATES))
-            reward, ended = self.model.reward(here, action, drawn), self.model.terminal(drawn)
+            reward = self._call(those, "reward", model.reward, here, action, drawn)
+            ended = self._call(those, "terminal", model.terminal, drawn)
             self._check_shapes(slots, len(at), reward, ended)
             return drawn, reward.double(), ended
 
@@ -83,6 +91,23 @@ class ProgramEnvironments(Environments):
 
     def close(self) -> None:
         self._state = None
+
+    def _call(
+        self, slots: np.ndarray, method: str, function: Callable[..., Any], *given: Tensor
+    ) -> Any:
+        """`function(*given)`; what it raises becomes a fault of the first slot that is to blame."""
+        try:
+            return function(*given)
+        except EnvironmentFault:
+            raise
+        except Exception as error:
+            for row, slot in enumerate(slots):
+                self._slots.call(slot, method, function, *(part[row : row + 1] for part in given))
+            raise self._slots.fault(
+                slots[0],
+                f"{method} of {len(slots)} slots at once, though of none alone, raised "
+                f"{type(error).__name__}: {error}",
+            ) from error
 
     def _as_state(self, drawn: Tensor) -> Tensor:
         return drawn.long() if self._discrete else drawn

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -123,6 +124,21 @@ def model_file(**changes: str) -> str:
 
 
 # ------------------------------------------------------------------ infer
+
+
+def test_an_error_that_nothing_foresaw_is_a_sentence_with_its_place(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["policy-gradient", "--total-steps", "100"]
+    path = model_file(reward="lambda self, state, action, next_state: {}['gold']")
+    said = refusal(capsys, "infer", path, *words)
+    assert re.search(r"slot 0 \(episode seed \d+\), step 0: reward raised KeyError: 'gold'", said)
+    path = model_file(action_prior="lambda self, state: {}['gold']")
+    said, line = refusal(capsys, "infer", path, *words), len(Path(path).read_text().splitlines())
+    assert said.startswith(f"KeyError: 'gold', in {Path(path).resolve()}, line {line}; mend it")
+    monkeypatch.setenv("INFERENCE_RL_TRACEBACK", "1")
+    with pytest.raises(KeyError, match="gold"):
+        main(["infer", path, *words])
 
 
 @pytest.mark.pictures

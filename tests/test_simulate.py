@@ -828,6 +828,51 @@ def test_faults_of_programs() -> None:
             batch.step(np.array([1, 0]), torch.zeros(2, dtype=torch.long))
 
 
+class Fragile(Clock):
+    """Goes on as many states as its action says; a method of it fails beyond the first state."""
+
+    action_space = Discrete(2)
+
+    def __init__(self, broken: str) -> None:
+        method = getattr(self, broken)
+
+        def fail(state: Tensor, *given: Tensor) -> Any:
+            if (state > 0).any():
+                raise KeyError("x")
+            return method(state, *given)
+
+        setattr(self, broken, fail)
+
+    def transition(self, state: Tensor, action: Tensor) -> TorchDistribution:
+        return dist.Delta(state + action)
+
+
+@pytest.mark.parametrize(("broken", "step"), [("terminal", 0), ("transition", 1), ("reward", 1)])
+def test_what_a_program_raises_is_a_fault(broken: str, step: int) -> None:
+    batch = environments(Fragile(broken), 3)
+    batch.reset(np.arange(3), np.array([7, 8, 9], dtype=np.uint64))
+    for _ in range(step):
+        batch.step(np.arange(3), torch.tensor([0, 1, 1]))
+    with pytest.raises(
+        EnvironmentFault,
+        match=rf"Fragile, slot 1 \(episode seed 8\), step {step}: {broken} raised KeyError: 'x'",
+    ) as fault:
+        batch.step(np.arange(3), torch.tensor([0, 1, 1]))
+    assert isinstance(fault.value.__cause__, KeyError)
+
+
+def test_what_a_program_raises_for_many_alone_or_before_it_starts_is_a_fault() -> None:
+    def paid(state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        return torch.ones(2)[: len(state)] + torch.zeros(len(state))
+
+    batch = environments(clock(reward=paid), 3)
+    batch.reset(np.arange(3), np.array([7, 8, 9], dtype=np.uint64))
+    with pytest.raises(EnvironmentFault, match="reward of 3 slots at once, though of none alone, "):
+        batch.step(np.arange(3), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(EnvironmentFault, match="Clock: initial_state raised KeyError: 'x'"):
+        environments(clock(initial_state=lambda: {}["x"]), 2)
+
+
 class Scribbler(Odd):
     """Writes into the one array that it ever shows."""
 
