@@ -49,6 +49,10 @@ def print_inference(result: InferenceResult, report: dict[str, Any]) -> None:
             table.add_row(name, f"{value:.6g}", unit)
 
     row("temperature", report["temperature"], "reward")
+    if result.metrics:  # every row says what the temperature is tuned to, if it is
+        for name in ("target_divergence", "target_entropy"):
+            words = f"  tuned to a {name.partition('_')[2]} per step of"
+            row(words, result.metrics[0].get(name), "nats")
     row("discount", report["discount"], "")
     row("objective J, KL form", report["objective"], "reward")
     row("  its standard error", report["objective_standard_error"], "reward")

@@ -24,7 +24,7 @@ import math
 import warnings
 from typing import Any
 
-from gymnasium.spaces import Box, Discrete, Space
+from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 
 _DECAY_FIRST = 0.9
 _DECAY_SECOND = 0.999
@@ -153,7 +153,7 @@ class Tuned:
 
         :warns UserWarning: no policy can meet the target.
         :raises ValueError: a target entropy, and the prior is not uniform. :raises TypeError:
-            another action space than Discrete or Box.
+            another action space than Discrete, MultiDiscrete or Box.
         """
         if self.target_entropy is not None and not uniform_prior:
             raise ValueError(
@@ -232,14 +232,17 @@ def parse_temperature(given: str | float | Temperature) -> Temperature:
 def max_entropy(action_space: Space[Any]) -> float:
     """Entropy of the uniform prior, nats: log|A|, or d · log 2 on [-1, 1]^d.
 
-    :raises TypeError: another action space than Discrete or Box.
+    :raises TypeError: another action space than Discrete, MultiDiscrete or Box.
     """
     if isinstance(action_space, Discrete):
         return math.log(int(action_space.n))
+    if isinstance(action_space, MultiDiscrete):
+        return math.fsum(math.log(int(n)) for n in action_space.nvec.flat)
     if isinstance(action_space, Box):
         return math.prod(action_space.shape) * math.log(2)
     raise TypeError(
-        f"action_space: expected a Discrete or Box space to know its entropy, got {action_space}"
+        "action_space: expected a Discrete, MultiDiscrete or Box space to know its entropy, got "
+        f"{action_space}"
     )
 
 
@@ -250,7 +253,7 @@ def default_target_entropy(action_space: Space[Any]) -> float:
     a policy still chose among √|A| actions.
     """
     entropy = max_entropy(action_space)
-    if isinstance(action_space, Discrete):
+    if isinstance(action_space, Discrete | MultiDiscrete):
         return entropy / 2
     return -float(math.prod(action_space.shape or ()))
 
@@ -276,7 +279,7 @@ def feasible_target(
     :warns UserWarning: with the limits of the target, and of the entropy it stands for.
     """
     entropy = max_entropy(action_space)
-    bounded = uniform_prior and isinstance(action_space, Discrete)
+    bounded = uniform_prior and isinstance(action_space, Discrete | MultiDiscrete)
     limit = entropy if bounded else math.inf
     if 0 < target_divergence < limit:
         return True

@@ -126,6 +126,15 @@ def model_file(**changes: str) -> str:
 # ------------------------------------------------------------------ infer
 
 
+def test_the_report_says_what_a_temperature_is_tuned_to(capsys: Capture) -> None:
+    words = ["infer", "chain", "policy-gradient", "--total-steps", "100", "--episodes", "2"]
+    out, _ = run(capsys, *words, "--temperature", "auto")
+    for name in ("divergence", "entropy"):
+        assert re.search(rf"tuned to a {name} per step of .* 0\.346574 .* nats", out)
+    out, _ = run(capsys, *words)
+    assert "tuned to" not in out
+
+
 def test_an_error_that_nothing_foresaw_is_a_sentence_with_its_place(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

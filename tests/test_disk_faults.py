@@ -7,6 +7,7 @@ import errno
 import os
 import pathlib
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class Summing:
 
     def __init__(self) -> None:
         self.policy = TabularPolicy(torch.full((10, 2), 0.5))
-        self.tempering, self.total = None, torch.zeros((), dtype=torch.float64)
+        self.tempering = types.SimpleNamespace(targets={})
+        self.total = torch.zeros((), dtype=torch.float64)
 
     def collect(self, collector: Collector) -> Segment:
         return collector.collect(self.policy, 2)

@@ -25,6 +25,7 @@ from inference_rl import (
     InferenceResult,
     MaskPrior,
     PolicyGradient,
+    UniformPrior,
     infer,
     load_target,
 )
@@ -33,6 +34,7 @@ from inference_rl.inference.policy_gradient import advantages, entropy_bonus_los
 from inference_rl.learning.collection import Collector
 from inference_rl.networks import Architecture, NetworkPolicy, described
 from inference_rl.simulate import GymnasiumModel, environments
+from inference_rl.temperature import default_target_entropy
 
 STATES, ACTIONS, STEPS, DISCOUNT, TEMPERATURE = 3, 3, 5, 0.8, 0.7
 
@@ -355,6 +357,22 @@ def test_temperatures_move() -> None:
     rows = infer(given, tuned).metrics[-4:]
     assert np.mean([row["divergence"] for row in rows]) == pytest.approx(0.2, rel=0.3)
     assert rows[-1]["temperature"] < 0.2  # from 1
+
+
+@pytest.mark.parametrize("space", [Discrete(3), MultiDiscrete([2, 3]), Box(-1.0, 1.0, (2,))])
+def test_what_a_temperature_is_tuned_to_is_said(space: Space) -> None:
+    settings = PolicyGradient(temperature="auto", total_steps=300, evaluation_episodes=0)
+    uniform = UniformPrior(space)
+    (row,) = infer(Steered(space), settings).metrics
+    assert row["target_entropy"] == pytest.approx(default_target_entropy(space))
+    both = row["target_divergence"] + row["target_entropy"]
+    assert both == pytest.approx(uniform(torch.zeros(1, 1)).entropy().item())
+    told = dataclasses.replace(settings, target_divergence=0.25)
+    (row,) = infer(Steered(space), told, prior=lambda state: uniform(state)).metrics
+    assert row["target_divergence"] == 0.25
+    assert "target_entropy" not in row  # nobody knows that this prior is uniform
+    (row,) = infer(Steered(space), dataclasses.replace(settings, temperature=0.1)).metrics
+    assert "target_divergence" not in row
 
 
 def test_saved_and_loaded(tmp_path) -> None:

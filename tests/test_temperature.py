@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete, MultiBinary
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from scipy.optimize import brentq
 from scipy.special import logsumexp
 
@@ -159,8 +159,10 @@ def test_parsing() -> None:
 
 def test_default_targets() -> None:
     assert max_entropy(Discrete(4)) == pytest.approx(math.log(4))
+    assert max_entropy(MultiDiscrete([2, 3])) == pytest.approx(math.log(6))
     assert max_entropy(BOX) == pytest.approx(3 * math.log(2))
     assert default_target_entropy(Discrete(4)) == pytest.approx(math.log(2))
+    assert default_target_entropy(MultiDiscrete([2, 3])) == pytest.approx(math.log(6) / 2)
     assert default_target_entropy(BOX) == -3
     for uniform in (True, False):
         assert Tuned().resolved(Discrete(9), uniform_prior=uniform).target_divergence == (
@@ -240,5 +242,5 @@ def test_updates_that_cannot_be_made_are_refused() -> None:
         Tuned().update(TemperatureState(), 0.1)
     with pytest.raises(ValueError, match=r"divergence: expected a finite number .* got inf"):
         Tuned(target_divergence=0.5).update(TemperatureState(), math.inf)
-    with pytest.raises(TypeError, match="action_space: expected a Discrete or Box"):
+    with pytest.raises(TypeError, match="action_space: expected a Discrete, MultiDiscrete or Box"):
         module.max_entropy(MultiBinary(3))

@@ -255,21 +255,30 @@ class Tempering:
     """The temperature of a run: where it is, and how it moves.
 
     :ivar temperature: reward units.
+    :ivar targets: what a tuned one is tuned to, nats per step: `target_divergence` and, under a
+        uniform prior, the `target_entropy` that is the same; empty if it is not tuned.
     """
 
     def __init__(self, settings: Any, model: EnvironmentModel, prior: ActionPrior) -> None:
         from inference_rl.priors import UniformPrior
-        from inference_rl.temperature import Annealed, Fixed, Tuned
+        from inference_rl.temperature import Annealed, Fixed, Tuned, max_entropy
 
         self._how: Fixed | Annealed | Tuned
+        self.targets: dict[str, float] = {}
         if settings.temperature == "auto":
             # The model's own prior is uniform unless it says otherwise.
             own = prior == model.action_prior and not overrides_prior(model)
+            uniform = own or isinstance(prior, UniformPrior)
             self._how = Tuned(
                 target_divergence=settings.target_divergence,
                 target_entropy=settings.target_entropy,
                 learning_rate=settings.temperature_learning_rate,
-            ).resolved(model.action_space, uniform_prior=own or isinstance(prior, UniformPrior))
+            ).resolved(model.action_space, uniform_prior=uniform)
+            target = self._how.target_divergence
+            assert target is not None
+            self.targets["target_divergence"] = target
+            if uniform:
+                self.targets["target_entropy"] = max_entropy(model.action_space) - target
         elif settings.final_temperature is not None:
             self._how = Annealed(
                 settings.temperature, settings.final_temperature, settings.total_steps

@@ -45,7 +45,8 @@ class Learner(Protocol):
 
     policy: Policy
     tempering: Any
-    """Its `temperature` is where the temperature is, reward units."""
+    """Its `temperature` is where the temperature is, reward units; `targets`, by name, what that is
+    tuned to, to log."""
 
     def collect(self, collector: Collector) -> Any:
         """The data of a round."""
@@ -157,7 +158,8 @@ def learn(
                     progress(f"{_share(steps, schedule.total_steps)} · evaluating")
                 with _saving_what_was_learned(save):
                     found = _evaluations(model, learner.policy, schedule.evaluation_episodes, seed)
-                row = {"steps": steps, **latest, **_training(collector), **found}
+                aims = learner.tempering.targets
+                row = {"steps": steps, **latest, **aims, **_training(collector), **found}
                 metrics.append(row)
                 due = False
                 if run is not None:
