@@ -21,6 +21,7 @@ from torch.distributions.transforms import TanhTransform
 from inference_rl import (
     CategoricalPrior,
     EnvironmentModel,
+    Exact,
     FiniteModel,
     InferenceResult,
     MaskPrior,
@@ -373,6 +374,57 @@ def test_what_a_temperature_is_tuned_to_is_said(space: Space) -> None:
     assert "target_entropy" not in row  # nobody knows that this prior is uniform
     (row,) = infer(Steered(space), dataclasses.replace(settings, temperature=0.1)).metrics
     assert "target_divergence" not in row
+
+
+def weights_of_paths(tree: Any) -> dict[tuple[int, ...], float]:
+    """By the states and actions of a path, as long as it was alive."""
+    paths = {name: tree["posterior"][name].values[0] for name in ("state", "action", "alive")}
+    found = {}
+    for i, weight in enumerate(tree["sample_stats"]["log_weight"].values[0].tolist()):
+        steps = int(paths["alive"][i].sum())
+        path = [*paths["state"][i][: steps + 1], -1, *paths["action"][i][:steps]]
+        found[tuple(map(int, path))] = weight
+    return found
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_paths_weigh_what_they_weigh_in_the_exact_routine(uniform: bool) -> None:
+    given = model(uniform=uniform)
+    exact = infer(given, Exact(temperature=TEMPERATURE))
+    policy = policy_for(given)
+    with torch.no_grad():
+        policy.parameters_of.table.copy_(exact.policy.probs.log().reshape(-1, ACTIONS))
+    learned_result = infer(given, PolicyGradient(temperature=TEMPERATURE, total_steps=100))
+    learned_result.policy = policy
+    expected = weights_of_paths(exact.sample(2000))
+    found = weights_of_paths(learned_result.sample(2000))
+    both = found.keys() & expected.keys()
+    assert len(both) > 200
+    for path in both:
+        assert found[path] == pytest.approx(expected[path], abs=1e-12)
+    drawn = learned_result.sample(4000)["sample_stats"]["log_weight"].values
+    error = abs(drawn.mean() - float(exact.objective) / TEMPERATURE)
+    assert error < 4 * drawn.std() / math.sqrt(4000)
+
+
+def test_weights_are_left_out_where_there_are_none(tmp_path: Path) -> None:
+    def weighs(result: InferenceResult) -> bool:
+        return "log_weight" in result.sample(3, horizon=4)["sample_stats"]
+
+    given, prior = load_target("chain"), CategoricalPrior(probs=[0.3, 0.7])
+    settings = PolicyGradient(total_steps=100, evaluation_episodes=0)
+    assert not weighs(infer(given, dataclasses.replace(settings, temperature=0.0)))
+    for name, rho in (("own", None), ("in Python", prior)):
+        result = infer(given, settings, prior=rho)
+        assert weighs(result)
+        result.save(tmp_path / name)
+        loaded = InferenceResult.load(tmp_path / name)
+        assert weighs(loaded) == (rho is None)
+    here, again = (
+        r.sample(5, horizon=4)["sample_stats"]
+        for r in (infer(given, settings), InferenceResult.load(tmp_path / "own"))
+    )
+    assert here.equals(again)
 
 
 def test_saved_and_loaded(tmp_path) -> None:

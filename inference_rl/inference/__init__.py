@@ -196,6 +196,8 @@ class InferenceResult:
     :ivar iterations: of the routine. :ivar residual: sup |TV - V| at the end, reward units.
     :ivar seconds: wall time. :ivar final_temperature: where a temperature that moves has got to,
         reward units. :ivar metrics: history, one dict an evaluation.
+    :ivar prior_source: gives the prior that a learned policy was inferred under; None where nobody
+        knows it any more.
     :ivar details: what this routine alone reports.
     """
 
@@ -215,6 +217,7 @@ class InferenceResult:
     final_temperature: float | None = None
     objective_standard_error: float | None = None
     metrics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    prior_source: Callable[[], ActionPrior] | None = None
     details: Any = None
 
     @functools.cached_property
@@ -308,6 +311,10 @@ class InferenceResult:
         scales step t by γ^t, so that weights average to J / temperature; the posterior lives on
         with probability γ, and exp(weights) average to p(O). Those of an endless episode's
         posterior are `evidence.rate.log_evidence` a step.
+
+        Of a learned routine weights are Σ γ^t [r / temperature - log π/ρ] over the steps drawn,
+        with nothing for what follows them. They are left out at temperature 0, and where a run
+        was loaded whose prior was made in Python, which it does not hold.
         """
         return self.routine.sample(
             self, draws, horizon=horizon, seed=self.seed if seed is None else seed
@@ -375,11 +382,19 @@ class InferenceResult:
             "tabulated": tabulated,
             "remembers_action": self.model.remembers_action,
             "final_temperature": self.final_temperature,
+            "prior_can_be_loaded": self._prior_can_be_loaded(),
             "metrics": self.metrics,
         }
         # What is timed is not the same twice, and a run that was resumed is to be.
         runs.write_seconds(directory, manifest.pop("seconds"))
         runs.write(directory, manifest, tensors)
+
+    def _prior_can_be_loaded(self) -> bool:
+        """Whether it is the model's own, or one that has a name."""
+        if self.prior_source is None:
+            return False
+        named = "prior" in (self.model.origin or {})
+        return named or self.prior_source() == self.model.action_prior
 
     @classmethod
     def load(
@@ -426,7 +441,7 @@ class InferenceResult:
                 -math.inf if rate["max_elbo"] is None else rate["max_elbo"],
             ),
         )
-        return cls(
+        result = cls(
             source=model if model is not None else functools.partial(_saved_model, directory),
             routine=routine,
             policy=policy,
@@ -443,6 +458,9 @@ class InferenceResult:
             objective_standard_error=saved.get("objective_standard_error"),
             metrics=saved["metrics"],
         )
+        if saved.get("prior_can_be_loaded"):
+            result.prior_source = lambda: _named_prior(result.model, saved["origin"] or {})
+        return result
 
 
 def warn_of_optimism(result: InferenceResult, stacklevel: int) -> None:
@@ -495,20 +513,25 @@ def _saved_model(directory: str | Path) -> EnvironmentModel:
 
 def _saved_prior(directory: str | Path, model: EnvironmentModel | None) -> ActionPrior:
     """The prior of a saved run whose policy needs it; `model` is the run's, if it has no origin."""
-    from inference_rl.targets import load_prior
-
     saved = runs.read_manifest(directory)
     origin = saved["origin"] or {}
     if model is None or origin:
         model = _saved_model(directory)
-    if saved["policy_description"]["support"] == "own":
-        return model.action_prior
-    if "prior" not in origin:
+    if saved["policy_description"]["support"] == "given" and "prior" not in origin:
         raise ValueError(
             f"{directory} was inferred under a prior made in Python, which a run does not hold and "
             "its policy needs; make the prior, and load the policy by load_policy(directory, "
             "prior=...)"
         )
+    return _named_prior(model, origin)
+
+
+def _named_prior(model: EnvironmentModel, origin: dict[str, Any]) -> ActionPrior:
+    """The prior that a run names, or else that of its model."""
+    from inference_rl.targets import load_prior
+
+    if "prior" not in origin:
+        return model.action_prior
     named = origin["prior"]
     return load_prior(named["name"], model, named["kwargs"], directory=origin["directory"])
 

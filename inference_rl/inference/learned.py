@@ -496,6 +496,7 @@ def run(
         seconds=time.perf_counter() - started,
         seed=seed,
         metrics=metrics,
+        prior_source=lambda: rho,
     )
 
 
@@ -555,7 +556,31 @@ def sample(
         "reward": data.reward.transpose(0, 1),
         "alive": data.valid.transpose(0, 1),
     }
+    if result.temperature > 0 and result.prior_source is not None:
+        columns["log_weight"] = log_weights(
+            data,
+            result.policy,
+            result.prior_source(),
+            temperature=result.temperature,
+            discount=float(result.model.discount),
+        )
     return trajectories_tree(columns, {"seed": seed, **result.summary()})
+
+
+def log_weights(
+    data: Segment, policy: Policy, prior: ActionPrior, *, temperature: float, discount: float
+) -> Tensor:
+    """log p(τ, O) - log q(τ) of N paths, whole episodes of `policy`; nats, (N,) float64.
+
+    Σ_t γ^t [r_t / temperature - log π(a_t|s_t) + log ρ(a_t|s_t)]; -inf where ρ forbids an action.
+    """
+    import torch
+
+    with torch.no_grad():
+        log_prob = policy(data.state, data.step).log_prob(data.action).double()
+        ratio = prior(data.state).log_prob(data.action) - log_prob
+        gain = torch.where(data.valid, data.reward / temperature + ratio, 0.0)
+    return (discount ** data.step.double() * gain).sum(0)
 
 
 def _with_last_state(data: Segment) -> Tensor:
