@@ -608,7 +608,9 @@ def _fitted_to_network(
         )
     if wanted == (states, actions):
         return model
-    remembering = ("discrete", states[1] * (actions[1] + 1)) if states[0] == "discrete" else None
+    remembering = None
+    if states[0] == actions[0] == "discrete":
+        remembering = ("discrete", states[1] * (actions[1] + 1))
     if wanted == (remembering, actions):  # inferred under a StickyPrior
         return WithPreviousAction(model)
     words = "{1} {0} states and {3} {2} actions".format(*wanted[0], *wanted[1])

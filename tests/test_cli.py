@@ -406,6 +406,11 @@ def test_a_learned_run_with_a_sticky_prior_is_evaluated_elsewhere(capsys: Captur
 def test_learned_runs_that_do_not_fit_a_target(capsys: Capture) -> None:
     learned(capsys, "CartPole-v1", "cart")
     learned(capsys, "tree", "tree")
+    learned(capsys, "chain", "chain")
+    several = model_file(action_space="__import__('gymnasium').spaces.MultiDiscrete([2, 3])")
+    assert refusal(capsys, "evaluate", "chain", "--target", several).endswith(
+        "and 2 discrete actions, and Corridor has Discrete(5) and MultiDiscrete([2 3])"
+    )
     assert refusal(capsys, "evaluate", "cart", "--target", "Acrobot-v1").startswith(
         "cart: its policy is for 4 box states and 2 discrete actions, and Acrobot-v1 has Box("
     )
