@@ -164,7 +164,7 @@ def _check_inside(chosen: TorchDistribution, states: int, where: str) -> None:
         warnings.warn(
             f"{where}: {outside:.1%} of its mass lies outside the action box [-1, 1]^d, where no "
             "policy can go; GaussianPrior truncates and renormalises",
-            stacklevel=4,
+            stacklevel=5,
         )
     edges = [torch.full_like(drawn[:1], edge) for edge in (-1.0, 1.0)]
     for actions in (*edges, drawn.clamp(-1, 1)):
