@@ -196,6 +196,7 @@ def both(case: str, sign: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
         baseline="none",
         centre_advantages=False,
         weigh_by_discount=True,
+        max_gradient_norm=None,
         hidden=(8,),
     )
     torch.manual_seed(0)

@@ -142,7 +142,7 @@ def test_an_error_that_nothing_foresaw_is_a_sentence_with_its_place(
     path = model_file(reward="lambda self, state, action, next_state: {}['gold']")
     said = refusal(capsys, "infer", path, *words)
     assert re.search(r"slot 0 \(episode seed \d+\), step 0: reward raised KeyError: 'gold'", said)
-    path = model_file(action_prior="lambda self, state: {}['gold']")
+    path = model_file(can_end="property(lambda self: {}['gold'])")
     said, line = refusal(capsys, "infer", path, *words), len(Path(path).read_text().splitlines())
     assert said.startswith(f"KeyError: 'gold', in {Path(path).resolve()}, line {line}; mend it")
     monkeypatch.setenv("INFERENCE_RL_TRACEBACK", "1")

@@ -36,7 +36,7 @@ PATHS = TABLES | {
     "environments": 16,
     "steps_per_round": 16,
     "replayed_paths": 48,
-    "max_gradient_norm": 1e9,
+    "max_gradient_norm": None,
 }
 # With policy and value in one table, faster ones are held by the bait, which is nearer.
 UNIFIED: dict[str, Any] = {"ice": {}, "chain": {"learning_rate": 0.03}, "tree": {}}

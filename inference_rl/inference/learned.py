@@ -131,9 +131,13 @@ def check_common(settings: Any) -> None:
 
 
 def check_ranges(settings: Any, **ranges: tuple[float | None, float | None]) -> None:
-    """:raises ValueError: a setting lies outside its closed range; None is no limit."""
+    """:raises ValueError: a setting that is not None lies outside its closed range.
+
+    None is no limit.
+    """
     for name, (low, high) in ranges.items():
-        value = getattr(settings, name)
+        if (value := getattr(settings, name)) is None:
+            continue
         if not ((low is None or value >= low) and (high is None or value <= high)):
             limits = f">= {low}" if high is None else f"in [{low}, {high}]"
             raise ValueError(f"{name}: expected a number {limits}, got {value!r}")
@@ -616,7 +620,7 @@ def sampled_parts(
     with torch.no_grad():
         log_prob = policy(data.state, data.step).log_prob(data.action).double()
         divergence = log_prob - log_prior(prior, data)
-    weight = model.discount**data.step * data.valid
+    weight = model.discount ** data.step.double() * data.valid
 
     def sums(rate: Tensor) -> list[float]:
         # Whole batches of episodes that ended where they started came to nothing before these.

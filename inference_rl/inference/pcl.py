@@ -104,8 +104,8 @@ class PCL:
     """Of the value (Adam)."""
     decay_learning_rates: bool = True
     """Linearly to zero over the run."""
-    max_gradient_norm: float = 0.5
-    """Longer gradients are shortened to this."""
+    max_gradient_norm: float | None = 0.5
+    """Longer gradients, of policy or value, are shortened to this; None keeps them."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers; discrete states have a table instead."""
     activation: Literal["tanh", "relu", "silu"] = "tanh"

@@ -120,12 +120,11 @@ class PolicyGradient:
             self,
             trace_decay=(0, 1),
             steps_per_round=(0, None),
+            max_gradient_norm=(0, None),
         )
         learned.check_positive(
             self, "learning_rate", "value_learning_rate", "temperature_learning_rate"
         )
-        if self.max_gradient_norm is not None:
-            learned.check_ranges(self, max_gradient_norm=(0, None))
         if self.estimator == "pathwise" and self.temperature == 0:
             raise ValueError(
                 "temperature: the pathwise estimator runs the program, which divides by it; "
@@ -384,7 +383,7 @@ class _Learner:
         target, advantage = self._credit(data, divergence, value.detach(), next_value, temperature)
         weight = share
         if settings.weigh_by_discount:
-            weight = weight * self.model.discount**data.step
+            weight = weight * (self.model.discount ** data.step.double()).to(weight.dtype)
         if settings.centre_advantages:
             advantage = advantage - (share * advantage).sum()
         if settings.estimator == "entropy-bonus":
