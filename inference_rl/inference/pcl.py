@@ -43,7 +43,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from inference_rl.inference import learned
+from inference_rl.inference import checks, learned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,9 +127,9 @@ class PCL:
     name: ClassVar[str] = "pcl"
 
     def __post_init__(self) -> None:
-        learned.check_temperature(self)
-        learned.check_common(self)
-        learned.check_ranges(
+        checks.check_temperature(self)
+        checks.check_common(self)
+        checks.check_ranges(
             self,
             window=(1, None),
             steps_per_round=(1, None),
@@ -140,7 +140,7 @@ class PCL:
             policy_target_rate=(0, 1),
             value_target_rate=(0, 1),
         )
-        learned.check_positive(
+        checks.check_positive(
             self, "learning_rate", "value_learning_rate", "temperature_learning_rate"
         )
         if self.temperature == 0 and self.kind != "trust":

@@ -39,7 +39,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from inference_rl.inference import learned
+from inference_rl.inference import checks, learned
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -114,15 +114,15 @@ class PolicyGradient:
     name: ClassVar[str] = "policy-gradient"
 
     def __post_init__(self) -> None:
-        learned.check_temperature(self)
-        learned.check_common(self)
-        learned.check_ranges(
+        checks.check_temperature(self)
+        checks.check_common(self)
+        checks.check_ranges(
             self,
             trace_decay=(0, 1),
             steps_per_round=(0, None),
             max_gradient_norm=(0, None),
         )
-        learned.check_positive(
+        checks.check_positive(
             self, "learning_rate", "value_learning_rate", "temperature_learning_rate"
         )
         if self.estimator == "pathwise" and self.temperature == 0:

@@ -46,7 +46,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from inference_rl.inference import learned
+from inference_rl.inference import checks, learned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,9 +132,9 @@ class REPS:
     name: ClassVar[str] = "reps"
 
     def __post_init__(self) -> None:
-        learned.check_temperature(self)
-        learned.check_common(self)
-        learned.check_ranges(
+        checks.check_temperature(self)
+        checks.check_common(self)
+        checks.check_ranges(
             self,
             flow_tolerance=(0, None),
             fit_penalty=(0, None),
@@ -142,7 +142,7 @@ class REPS:
             fit_epochs=(1, None),
             batch_size=(1, None),
         )
-        learned.check_positive(
+        checks.check_positive(
             self,
             "epsilon",
             "bandwidth",
