@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gymnasium
 import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
 from gymnasium.spaces import Discrete
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from pyro.distributions.torch_distribution import TorchDistribution
 
 from inference_rl import EnvironmentModel, evaluation, load_target
 from inference_rl.learning.collection import Collector, Segment
 from inference_rl.networks import Architecture, NetworkPolicy, described
-from inference_rl.simulate import environments
+from inference_rl.simulate import VectorEnvironments, environments
 
 
 def policy_for(model) -> NetworkPolicy:
@@ -94,6 +96,26 @@ def test_goes_on_where_it_was(target: str, before: int) -> None:
         for name in Segment.__annotations__:
             assert torch.equal(getattr(left, name), getattr(right, name)), name
     assert one.finished == two.finished
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_a_vector_environment_goes_on_where_it_was(mode: AutoresetMode) -> None:
+    model = load_target("CartPole-v1")
+    policy = policy_for(model)
+
+    def collector() -> Collector:
+        made = [lambda: gymnasium.make("CartPole-v1")] * 3
+        return Collector(VectorEnvironments(SyncVectorEnv(made, autoreset_mode=mode)), 2)
+
+    one, single = collector(), Collector(environments(model, 3), 2)
+    assert torch.equal(one.collect(policy, 61).reward, single.collect(policy, 61).reward)
+    two = collector()
+    two.load_state_dict(one.state_dict())
+    left, right = one.collect(policy, 40), two.collect(policy, 40)
+    for name in Segment.__annotations__:
+        assert torch.equal(getattr(left, name), getattr(right, name)), name
+    # Whatever steps them, the same episodes come of the same seeds.
+    assert torch.equal(left.state, single.collect(policy, 40).state)
 
 
 def test_what_a_failed_collection_took_can_be_undone() -> None:

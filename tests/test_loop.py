@@ -40,7 +40,7 @@ COMMON = {
 LEARNED: dict[str, tuple[dict[str, int], list[str]]] = {
     "policy-gradient": ({"steps_per_round": 10}, ["chain", "CartPole-v1"]),
     "pcl": ({"steps_per_round": 10, "replay_capacity": 300}, ["CartPole-v1"]),
-    "reps": ({"epsilon": 0.1}, ["chain", "Pendulum-v1"]),
+    "reps": ({"epsilon": 0.1}, ["chain", "Pendulum-v1", "CartPole-v1"]),
 }
 """Routines, with settings that make their rounds small, and targets; the last one is real."""
 

@@ -268,19 +268,27 @@ class Collector:
         if state["state"] is None:
             self._state = None
             return
-        every = np.arange(self.environments.size)
-        self._state = self._begin(every)
-        total = np.zeros(every.size)
-        for t in range(int(self._step.max(initial=0))):
-            slots = np.flatnonzero(self._step > t)
-            action = _rows([self._actions[slot][t] for slot in slots])
+        # Late starters last, so that all who have begun take every step together, as the parts of a
+        # vector environment must.
+        self._state, longest = torch.zeros_like(state["state"]), int(self._step.max(initial=0))
+        total = np.zeros(self.environments.size)
+        for t in range(longest + 1):
+            late = np.flatnonzero(longest - self._step == t)
+            if late.size:
+                self._state[torch.from_numpy(late)] = self._begin(late)
+            if t == longest:
+                break
+            slots = np.flatnonzero(longest - self._step <= t)
+            began = longest - self._step[slots]
+            action = _rows([self._actions[i][t - k] for i, k in zip(slots, began, strict=True)])
             outcome = self.environments.step(slots, action)
             if not self.environments.alive[slots].all():
                 over = outcome.terminated | outcome.truncated
                 raise self._strayed(int(slots[over.numpy()][0]))
             self._state[torch.from_numpy(slots)] = outcome.next_state
             total[slots] += outcome.reward.numpy()
-        elsewhere = (self._state != state["state"]).reshape(every.size, -1).any(1).numpy()
+        differs = self._state != state["state"]
+        elsewhere = differs.reshape(self.environments.size, -1).any(1).numpy()
         if (strayed := elsewhere | (total != self._total)).any():
             raise self._strayed(int(np.flatnonzero(strayed)[0]))
 
