@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from inference_rl.inference.pcl import PCL
     from inference_rl.inference.policy_gradient import PolicyGradient
     from inference_rl.inference.reps import REPS
+    from inference_rl.inference.sac import SAC
     from inference_rl.linear_gaussian import LinearGaussianModel
     from inference_rl.model_environment import as_gymnasium
     from inference_rl.policies import LinearGaussianPolicy, Policy, TabularPolicy
@@ -49,6 +50,7 @@ _HOME = {
     "PCL": "inference.pcl",
     "PolicyGradient": "inference.policy_gradient",
     "REPS": "inference.reps",
+    "SAC": "inference.sac",
     "LinearGaussianModel": "linear_gaussian",
     "as_gymnasium": "model_environment",
     "LinearGaussianPolicy": "policies",
@@ -68,6 +70,7 @@ _HOME = {
 __all__ = [
     "PCL",
     "REPS",
+    "SAC",
     "CategoricalPrior",
     "EnvironmentModel",
     "Exact",

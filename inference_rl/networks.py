@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from inference_rl.distributions import as_discrete, possible
 from inference_rl.policies import Policy
+from inference_rl.squashed_normal import SquashedNormal
 from inference_rl.truncated_normal import TruncatedNormal
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "silu": nn.functional.sil
 
 NARROWEST = 1e-3
 """Least width of a continuous policy, in units of the action box [-1, 1]."""
+
+SQUASHED_LOG_SCALES = (-20.0, 2.0)
+"""Logarithms of the least and largest width of a Gaussian that is squashed.
+
+Haarnoja et al. (2018), arXiv:1801.01290, in the authors' code.
+"""
 
 CLIPPED = 10.0
 """Scaled observations further out than so many standard deviations are moved there."""
@@ -47,6 +54,8 @@ class Architecture:
     :ivar support: whose zero mass forbids discrete actions, state by state: that of the model's own
         prior, or of one that was given in its place.
     :ivar logit_scale: reward units; what outputs are divided by to be logits of discrete actions.
+    :ivar squashed: whether actions of a box are the tanh of Gaussians, whose widths too are a
+        function of the state, in place of truncated Gaussians.
     """
 
     states: dict[str, Any]
@@ -58,6 +67,7 @@ class Architecture:
     masked: bool = False
     support: Literal["own", "given"] | None = None
     logit_scale: float = 1.0
+    squashed: bool = False
 
 
 def described(space: Space[Any]) -> dict[str, Any]:
@@ -229,7 +239,8 @@ class NetworkPolicy(Policy):
 
     Discrete actions are categorical, each dimension of a MultiDiscrete one for itself. In a bounded
     box they are truncated Gaussians on [-1, 1]^d, whose density is finite up to the edges; where
-    the box has no bounds, Gaussians. All start close to uniform, or as wide as half the box.
+    the box has no bounds, Gaussians; or, if they are to be `squashed`, the tanh of Gaussians. All
+    start close to uniform, or as wide as half the box.
 
     :param allowed: booleans, (A,), or (S, A) for discrete states: discrete actions that are False
         are never taken. All of them where it is not given.
@@ -269,6 +280,13 @@ class NetworkPolicy(Policy):
         elif self.action_kind == "multi-discrete":
             self.sizes = actions["sizes"]
             self.parameters_of = StateFunction(architecture, sum(self.sizes), 0.01)
+        elif architecture.squashed:
+            if not actions["bounded"]:
+                raise TypeError(
+                    "NetworkPolicy: expected a box with bounds to squash actions into, got one "
+                    "without; give the action space bounds"
+                )
+            self.parameters_of = StateFunction(architecture, 2 * actions["dim"], 0.01)
         else:
             self.parameters_of = StateFunction(architecture, actions["dim"], 0.01)
             self.log_scale = nn.Parameter(torch.full((actions["dim"],), math.log(0.5)))
@@ -294,6 +312,10 @@ class NetworkPolicy(Policy):
         """That of these parameters, which `parameters_of` gives in `state`, and of this width."""
         if self.action_kind == "discrete":
             return _Logits(self._logits_of(parameters, state))
+        if self.architecture.squashed:
+            loc, log_scale = parameters.chunk(2, -1)
+            scale = log_scale.clamp(*SQUASHED_LOG_SCALES).exp()
+            return SquashedNormal(loc, scale, validate_args=False).to_event(1)
         if log_scale is None:
             logits = self._logits_of(parameters, state)
             return dist.Categorical(logits=logits, validate_args=False).to_event(1)
@@ -331,6 +353,8 @@ class NetworkPolicy(Policy):
         """The most likely action under what `parameters_of` gave."""
         if self.action_kind in ("discrete", "multi-discrete"):
             return self._logits_of(parameters, state).argmax(-1)
+        if self.architecture.squashed:
+            return parameters.chunk(2, -1)[0].tanh()
         return parameters.clamp(-1, 1) if self.architecture.actions["bounded"] else parameters
 
 

@@ -10,18 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"runs", "distributions", "truncated_normal", "randomness", "blocks"},
+    {"runs", "distributions", "truncated_normal", "squashed_normal", "randomness", "blocks"},
     {
         "priors",
         "policies",
         "networks",
+        "action_values",
         "features",
         "feature_policies",
         "contextual_policy",
         "temperature",
         "environment",
     },
-    {"trajectory"},
+    {"trajectory", "decision"},
     {
         "finite",
         "tabulation",

@@ -116,3 +116,18 @@ def check_positive(settings: Any, *names: str) -> None:
     for name in names:
         if not getattr(settings, name) > 0:
             raise ValueError(f"{name}: expected a number > 0, got {getattr(settings, name)!r}")
+
+
+def check_off_policy(settings: Any) -> None:
+    """:raises ValueError: a setting that all routines with replayed transitions have is out of its
+    range, or of another kind than its field says."""
+    check_common(settings)
+    check_ranges(
+        settings,
+        steps_per_round=(1, None),
+        warmup_steps=(0, None),
+        replay_capacity=(1, None),
+        batch_size=(1, None),
+        target_rate=(0, 1),
+    )
+    check_positive(settings, "updates_per_step", "target_rate")

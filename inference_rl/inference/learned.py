@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from inference_rl.environment import EnvironmentModel
     from inference_rl.learning.collection import Segment
     from inference_rl.learning.loop import Learner
-    from inference_rl.networks import ModulePolicy, StateFunction
+    from inference_rl.networks import Architecture, ModulePolicy, StateFunction
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
 
@@ -40,23 +40,22 @@ NO_EVIDENCE = "a learned routine sees samples only; Exact gives the evidence of 
 
 
 def networks(
-    settings: Any, model: EnvironmentModel, prior: ActionPrior, *, logit_scale: float = 1.0
-) -> tuple[Policy, StateFunction]:
-    """A policy and a state value for `model`, as `settings` want them.
+    settings: Any,
+    model: EnvironmentModel,
+    prior: ActionPrior,
+    *,
+    logit_scale: float = 1.0,
+    squashed: bool = False,
+) -> tuple[Policy, Architecture]:
+    """A policy for `model`, as `settings` want it, and what networks beside it are made of.
 
-    :param logit_scale: reward units; see `Architecture`.
+    :param logit_scale: reward units. :param squashed: see `Architecture`.
 
     The built-in policy never takes discrete actions that `prior` forbids: by a table where states
     are discrete or the prior is the same in all of them, else by asking the prior, unless it is
     known to forbid nothing.
     """
-    from inference_rl.networks import (
-        Architecture,
-        ModulePolicy,
-        NetworkPolicy,
-        StateFunction,
-        described,
-    )
+    from inference_rl.networks import Architecture, ModulePolicy, NetworkPolicy, described
 
     allowed, support = _restriction(model, prior)
     architecture = Architecture(
@@ -69,16 +68,23 @@ def networks(
         masked=allowed is not None,
         support=support,
         logit_scale=logit_scale,
+        squashed=squashed,
     )
-    policy: Policy
     if settings.policy is None:
-        policy = NetworkPolicy(architecture, allowed, prior if support else None)
-    else:
-        own = _copied(ModulePolicy(settings.policy))
-        own.check(model.state_space)
-        policy = own
-    value = StateFunction(architecture, 1, 1.0)
-    return policy, value
+        return NetworkPolicy(architecture, allowed, prior if support else None), architecture
+    own = _copied(ModulePolicy(settings.policy))
+    own.check(model.state_space)
+    return own, architecture
+
+
+def policy_and_value(
+    settings: Any, model: EnvironmentModel, prior: ActionPrior
+) -> tuple[Policy, StateFunction]:
+    """A policy and a state value for `model`, as `settings` want them."""
+    from inference_rl.networks import StateFunction
+
+    policy, architecture = networks(settings, model, prior)
+    return policy, StateFunction(architecture, 1, 1.0)
 
 
 def _copied(policy: ModulePolicy) -> ModulePolicy:
@@ -166,6 +172,9 @@ class Tempering:
                 target_divergence=settings.target_divergence,
                 target_entropy=settings.target_entropy,
                 learning_rate=settings.temperature_learning_rate,
+                start=getattr(settings, "initial_temperature", Tuned.start),
+                low=getattr(settings, "least_temperature", Tuned.low),
+                high=getattr(settings, "greatest_temperature", Tuned.high),
             ).resolved(model.action_space, uniform_prior=uniform)
             target = self._how.target_divergence
             assert target is not None
@@ -367,8 +376,10 @@ def run(
     finally:
         batch.close()
     learner.policy.requires_grad_(False)
-    if (value := getattr(learner, "value", None)) is not None:
-        value.requires_grad_(False)
+    q, value = (getattr(learner, name, None) for name in ("q", "value"))
+    for module in (q, value):
+        if module is not None:
+            module.requires_grad_(False)
     if progress is not None:
         progress("estimating the objective")
     episodes = sampled_parts(model, learner.policy, rho, derived(seed, "objective"))
@@ -378,7 +389,7 @@ def run(
         source=model,
         routine=settings,
         policy=learner.policy,
-        q=None,
+        q=q,
         v=value,
         objective=torch.tensor(objective, dtype=torch.float64),
         objective_standard_error=standard_error,

@@ -284,7 +284,7 @@ class _Learner:
 
         settings = self.settings
         if settings.kind != "unified":
-            return learned.networks(settings, self.model, self.prior)
+            return learned.policy_and_value(settings, self.model, self.prior)
         scale = self.tempering.temperature
         policy, _ = learned.networks(settings, self.model, self.prior, logit_scale=scale)
         assert isinstance(policy, NetworkPolicy)

@@ -300,7 +300,7 @@ class _Learner:
         from inference_rl.networks import ObservationScaling
 
         self.settings, self.model, self.prior = settings, model, prior
-        self.policy, value = learned.networks(settings, model, prior)
+        self.policy, value = learned.policy_and_value(settings, model, prior)
         has_value = settings.baseline == "learned" and settings.estimator != "pathwise"
         self.value = value if has_value else None
         self.tempering = learned.Tempering(settings, model, prior)

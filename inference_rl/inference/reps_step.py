@@ -49,7 +49,7 @@ class StepLearner:
         self.seed = int(torch.randint(2**62, ()))
         self.policy: Policy
         self.value: nn.Module | None
-        self.policy, self.value = learned.networks(settings, model, prior)
+        self.policy, self.value = learned.policy_and_value(settings, model, prior)
         self.fourier: RandomFourierFeatures | None = None
         self.form = self._form()
         finite = _tables(settings, model, prior, self.form == "table")

@@ -1,0 +1,97 @@
+"""Q(s, a), the message of what follows a state and an action: tables and networks, in ensembles."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inference_rl.networks import ACTIVATIONS, Architecture, ObservationScaling
+
+
+class ActionValues(nn.Module):
+    """Several functions of state and action (and step), side by side; reward units.
+
+    Of discrete actions every function gives the values of all at once, of a MultiDiscrete those of
+    all combinations, the last dimension fastest. Discrete states and actions are a table, which
+    starts at zero; all else a multilayer perceptron with the uniform initialisation of
+    `torch.nn.Linear`.
+
+    :param members: M, how many functions.
+    """
+
+    def __init__(self, architecture: Architecture, members: int) -> None:
+        super().__init__()
+        states, actions = architecture.states, architecture.actions
+        self.horizon, self.members = architecture.horizon, members
+        self.states: Any = states.get("size")
+        self.takes_action = actions["kind"] == "box"
+        outputs = 1 if self.takes_action else math.prod(actions.get("sizes", [actions.get("size")]))
+        self.tabular = self.states is not None and not self.takes_action
+        if self.tabular:
+            rows = (architecture.horizon or 1) * states["size"]
+            self.table = nn.Parameter(torch.zeros(members, rows, outputs))
+            return
+        inputs = states["dim"] if self.states is None else states["size"]
+        scaled = architecture.scaled and self.states is None
+        self.scaling = ObservationScaling(inputs) if scaled else None
+        if self.takes_action:
+            inputs += actions["dim"]
+        widths = [inputs + (self.horizon is not None), *architecture.hidden, outputs]
+        self.activation = ACTIVATIONS[architecture.activation]
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for fan_in, fan_out in pairwise(widths):
+            edge = 1 / math.sqrt(fan_in)
+            weight, bias = torch.empty(members, fan_in, fan_out), torch.empty(members, 1, fan_out)
+            self.weights.append(nn.Parameter(weight.uniform_(-edge, edge)))
+            self.biases.append(nn.Parameter(bias.uniform_(-edge, edge)))
+
+    def forward(self, state: Tensor, action: Tensor | None, t: Tensor) -> Tensor:
+        """(M, N) in N states, or (M, N, A) of discrete actions where `action` is None.
+
+        :param state: (N, ...). :param action: (N, d) of a box, or (K, N, d), which gives (M, K, N);
+            of discrete actions their number among all, (N,). :param t: (N,); after the last step of
+            a horizon any number comes of it.
+        """
+        if self.horizon is not None:
+            t = t.clamp(max=self.horizon - 1)
+        if self.takes_action:
+            assert action is not None
+            return self._through_layers(self._inputs(state, t), action).squeeze(-1)
+        if self.tabular:
+            row = state if self.horizon is None else state + self.states * t
+            values = self.table[:, row]
+        else:
+            values = self._through_layers(self._inputs(state, t), None)
+        if action is None:
+            return values
+        index = action.expand(self.members, *action.shape).unsqueeze(-1)
+        return values.gather(-1, index).squeeze(-1)
+
+    def _inputs(self, state: Tensor, t: Tensor) -> Tensor:
+        dtype = self.weights[0].dtype
+        if self.states is not None:
+            inputs = nn.functional.one_hot(state, self.states).to(dtype)
+        else:
+            inputs = state.to(dtype)
+            if self.scaling is not None:
+                inputs = self.scaling(inputs)
+        if self.horizon is not None:
+            inputs = torch.cat([inputs, (t / self.horizon).to(dtype).unsqueeze(-1)], dim=-1)
+        return inputs
+
+    def _through_layers(self, inputs: Tensor, action: Tensor | None) -> Tensor:
+        if action is not None:
+            inputs = inputs.expand(*action.shape[:-1], inputs.shape[-1])
+            inputs = torch.cat([inputs, action.to(inputs.dtype)], dim=-1)
+        batch = inputs.shape[:-1]
+        values = inputs.reshape(1, -1, inputs.shape[-1]).expand(self.members, -1, -1)
+        last = len(self.weights) - 1
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            values = torch.baddbmm(bias, values, weight)
+            if i < last:
+                values = self.activation(values)
+        return values.reshape(self.members, *batch, values.shape[-1])

@@ -1,0 +1,278 @@
+"""What the routines share that learn Q from replay: their learner, and what they are told of it.
+
+A routine brings `Part`s: what is learned, by which loss, how often. The learner collects, replays,
+draws a batch, takes a step down each loss in turn, moves the temperature, and what lags follows.
+Losses run their small Pyro programs; they are recorded as tensor operations, see `tracing`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from inference_rl.action_values import ActionValues
+from inference_rl.environment import EnvironmentModel
+from inference_rl.inference import learned
+from inference_rl.learning.collection import Collector, Segment
+from inference_rl.learning.replay import PathReplay
+from inference_rl.learning.tracing import Graph, can_compile
+from inference_rl.policies import Policy
+from inference_rl.priors import ActionPrior
+from inference_rl.randomness import derived
+
+WORTH_COMPILING = 40_000
+"""Updates from which compiling, which takes up to a minute, saves more than that."""
+
+
+class Batch(NamedTuple):
+    """N transitions that were drawn from replay.
+
+    :ivar state, next_state: (N, ...). :ivar action: (N, d); of discrete actions their number among
+        all, (N,). :ivar reward: (N,), reward units. :ivar goes_on: (N,), 0 where the transition
+        terminated and nothing follows, else 1; an episode that was cut goes on.
+    :ivar step: (N,), t within the episode.
+    """
+
+    state: Tensor
+    action: Tensor
+    reward: Tensor
+    next_state: Tensor
+    goes_on: Tensor
+    step: Tensor
+
+
+Loss = Callable[[Batch, Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""From a batch and the temperature, a scalar, to a loss and numbers to log."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Something that is learned.
+
+    :ivar module: whose parameters. :ivar loss: down whose gradient.
+    :ivar reads: modules that the loss reads besides. :ivar learning_rate: of Adam.
+    :ivar every: updates between its own.
+    """
+
+    module: nn.Module
+    loss: Loss
+    reads: Sequence[nn.Module]
+    learning_rate: float
+    every: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Lag:
+    """`behind` follows `ahead`: by `rate` of the way each time, every so many updates."""
+
+    behind: nn.Module
+    ahead: nn.Module
+    rate: float
+    every: int = 1
+
+
+class Learner:
+    """The state of a run: parts, what lags behind them, replay, temperature.
+
+    :param policy: the guide, on the device of the settings.
+    :param parts: in the order of their updates. Together they log `divergence`, by which the
+        temperature is tuned.
+    :param q: the message, for the result.
+    :ivar policy: that which acts, on the CPU.
+    """
+
+    def __init__(
+        self,
+        settings: Any,
+        model: EnvironmentModel,
+        prior: ActionPrior,
+        tempering: learned.Tempering,
+        *,
+        policy: Policy,
+        q: nn.Module,
+        parts: dict[str, Part],
+        lags: dict[str, Lag],
+    ) -> None:
+        self.settings, self.model, self.prior, self.tempering = settings, model, prior, tempering
+        self.parts, self.lags, self.q, self._learned = parts, lags, q, policy
+        self.policy = policy if settings.device == "cpu" else copy.deepcopy(policy).to("cpu")
+        self.replay = PathReplay(
+            settings.replay_capacity, dtype=torch.get_default_dtype(), device=settings.device
+        )
+        self.optimisers = {
+            name: torch.optim.Adam(part.module.parameters(), lr=part.learning_rate, fused=True)
+            for name, part in parts.items()
+        }
+        self.updates, self.steps, self.owed = 0, 0, 0.0
+        self.seed = int(torch.randint(2**62, ()))
+        self._strides = _strides(model)
+        self._compile(self._wants_compiled())
+
+    def _wants_compiled(self) -> bool:
+        settings = self.settings
+        if settings.compile != "auto":
+            return bool(settings.compile == "on")
+        updates = settings.total_steps * settings.updates_per_step
+        return updates >= WORTH_COMPILING and can_compile()
+
+    def _compile(self, compiled: bool) -> None:
+        self.compiled = compiled
+        self._names: dict[str, list[str]] = {name: [] for name in self.parts}
+        self._graphs = {
+            name: Graph(
+                _gradients(part, self._names[name]), [part.module, *part.reads], compiled=compiled
+            )
+            for name, part in self.parts.items()
+        }
+
+    def collect(self, collector: Collector) -> Segment:
+        warming_up = self.steps < self.settings.warmup_steps
+        acts: Any = (lambda state, t: self.prior(state)) if warming_up else self.policy
+        return collector.collect(acts, self.settings.steps_per_round)
+
+    def update(self, data: Segment) -> dict[str, Tensor | float]:
+        modules = [part.module for part in self.parts.values()]
+        learned.observe(data, *modules, *(lag.behind for lag in self.lags.values()))
+        self.replay.add(data)
+        self.steps += data.steps
+        numbers: dict[str, Tensor | float] = {}
+        if self.steps >= self.settings.warmup_steps:
+            self.owed += data.steps * self.settings.updates_per_step
+            due = int(self.owed)
+            self.owed -= due
+            with torch.random.fork_rng(devices=self._devices()):
+                for _ in range(due):
+                    numbers |= self._update()
+            if due and self.policy is not self._learned:
+                self.policy.load_state_dict(self._learned.state_dict())
+        return {"temperature": self.tempering.temperature, **numbers}
+
+    def _update(self) -> dict[str, Tensor | float]:
+        """One step of every part whose turn it is, on one batch."""
+        self.updates += 1
+        seed = derived(self.seed, f"update {self.updates}")
+        torch.manual_seed(seed)
+        batch = self._batch(seed)
+        temperature = self.tempering.temperature
+        given = torch.tensor(temperature, dtype=batch.reward.dtype, device=batch.reward.device)
+        numbers: dict[str, Tensor | float] = {}
+        for name, part in self.parts.items():
+            if self.updates % part.every == 0:
+                numbers |= self._descend(name, part, batch, given)
+        if "divergence" in numbers:
+            self.tempering.update(torch.as_tensor(numbers["divergence"]), 1)
+        for lag in self.lags.values():
+            if self.updates % lag.every == 0:
+                _follow(lag)
+        return numbers
+
+    def _descend(
+        self, name: str, part: Part, batch: Batch, temperature: Tensor
+    ) -> dict[str, Tensor | float]:
+        parameters = list(part.module.parameters())
+        found = self._graphs[name](*batch, temperature)
+        for parameter, gradient in zip(parameters, found, strict=False):
+            parameter.grad = gradient
+        self.optimisers[name].step()
+        loss, norm, *logged = found[len(parameters) :]
+        numbers = {f"{name}_loss": loss, f"{name}_gradient_norm": norm}
+        return {**numbers, **dict(zip(self._names[name], logged, strict=True))}
+
+    def _batch(self, seed: int) -> Batch:
+        drawn = self.replay.sample(self.settings.batch_size, 1, seed)
+        action = drawn.action[0]
+        if self._strides is not None:
+            action = (action * self._strides).sum(-1)
+        reward = drawn.reward[0]
+        return Batch(
+            drawn.state[0],
+            action,
+            reward,
+            drawn.next_state[0],
+            (~drawn.terminated[0]).to(reward.dtype),
+            drawn.step[0],
+        )
+
+    def _devices(self) -> list[int]:
+        return [] if self.settings.device == "cpu" else [torch.cuda.current_device()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "modules": {name: part.module.state_dict() for name, part in self.parts.items()},
+            "lagging": {name: lag.behind.state_dict() for name, lag in self.lags.items()},
+            "optimisers": {name: o.state_dict() for name, o in self.optimisers.items()},
+            "temperature": self.tempering.state_dict(),
+            "replay": self.replay.state_dict(),
+            "updates": self.updates,
+            "steps": self.steps,
+            "owed": self.owed,
+            "compiled": self.compiled,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.module.load_state_dict(state["modules"][name])
+            self.optimisers[name].load_state_dict(state["optimisers"][name])
+        for name, lag in self.lags.items():
+            lag.behind.load_state_dict(state["lagging"][name])
+        if self.policy is not self._learned:
+            self.policy.load_state_dict(self._learned.state_dict())
+        self.tempering.load_state_dict(state["temperature"])
+        self.replay.load_state_dict(state["replay"])
+        self.updates, self.steps, self.owed = state["updates"], state["steps"], state["owed"]
+        if state["compiled"] and not can_compile():
+            raise ValueError(
+                "compile: the run was begun with compiled updates, which round differently, and "
+                "there is no C++ compiler here; install one (g++ or clang++) to go on with it"
+            )
+        self._compile(state["compiled"])
+
+
+def _gradients(part: Part, names: list[str]) -> Callable[..., tuple[Tensor, ...]]:
+    """From a batch and the temperature to gradients, loss, their norm, and numbers to log.
+
+    :param names: filled with the names of those numbers.
+    """
+
+    def run(*given: Tensor) -> tuple[Tensor, ...]:
+        batch, temperature = Batch(*given[:-1]), given[-1]
+        loss, logged = part.loss(batch, temperature)
+        names[:] = logged
+        gradients = torch.autograd.grad(loss, list(part.module.parameters()))
+        norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+        return (*gradients, loss, norm, *logged.values())
+
+    return run
+
+
+def _follow(lag: Lag) -> None:
+    with torch.no_grad():
+        ahead = [parameter.detach() for parameter in lag.ahead.parameters()]
+        torch._foreach_lerp_(list(lag.behind.parameters()), ahead, lag.rate)
+
+
+def _strides(model: EnvironmentModel) -> Tensor | None:
+    """Whose product with a MultiDiscrete action, summed, is its number among all."""
+    from gymnasium.spaces import MultiDiscrete
+
+    if not isinstance(model.action_space, MultiDiscrete):
+        return None
+    sizes = torch.as_tensor(model.action_space.nvec)
+    return torch.cat([sizes.flip(0).cumprod(0).flip(0)[1:], sizes.new_ones(1)])
+
+
+def messages(tensors: dict[str, Tensor], policy: Policy, members: int) -> dict[str, Any]:
+    """q from what `learned.messages` gave; of the policy's own architecture."""
+    from inference_rl.networks import NetworkPolicy
+
+    parameters = {key[2:]: value for key, value in tensors.items() if key.startswith("q.")}
+    if not parameters or not isinstance(policy, NetworkPolicy):
+        return {"q": None, "v": None}
+    q = ActionValues(policy.architecture, members)
+    q.load_state_dict(parameters)
+    return {"q": q.requires_grad_(False), "v": None}
