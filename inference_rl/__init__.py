@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from inference_rl.inference.policy_gradient import PolicyGradient
     from inference_rl.inference.reps import REPS
     from inference_rl.inference.sac import SAC
+    from inference_rl.inference.sql import SQL
     from inference_rl.linear_gaussian import LinearGaussianModel
     from inference_rl.model_environment import as_gymnasium
     from inference_rl.policies import LinearGaussianPolicy, Policy, TabularPolicy
@@ -51,6 +52,7 @@ _HOME = {
     "PolicyGradient": "inference.policy_gradient",
     "REPS": "inference.reps",
     "SAC": "inference.sac",
+    "SQL": "inference.sql",
     "LinearGaussianModel": "linear_gaussian",
     "as_gymnasium": "model_environment",
     "LinearGaussianPolicy": "policies",
@@ -71,6 +73,7 @@ __all__ = [
     "PCL",
     "REPS",
     "SAC",
+    "SQL",
     "CategoricalPrior",
     "EnvironmentModel",
     "Exact",

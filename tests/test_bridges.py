@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from inference_rl import (
     PCL,
+    SQL,
     CategoricalPrior,
     EnvironmentModel,
     FiniteModel,
@@ -29,9 +31,9 @@ from inference_rl import (
     TabularPolicy,
     UniformPrior,
 )
-from inference_rl.distributions import categorical
+from inference_rl.distributions import Optimality, categorical
 from inference_rl.environment import WithPreviousAction
-from inference_rl.inference import learned, pcl, policy_gradient
+from inference_rl.inference import learned, pcl, policy_gradient, sql
 from inference_rl.inference.learned import _with_last_state, value_at
 from inference_rl.inference.reps import soft_reward
 from inference_rl.learning.collection import Collector, Segment
@@ -118,7 +120,7 @@ def allowed_in(state: Tensor) -> Tensor:
 def pairs_in(state: Tensor) -> Any:
     """Over PAIR: of three second actions two are forbidden, by state."""
     first = torch.tensor([0.3, 0.7, 0.0]).expand(*state.shape[:-1], 3)
-    second = torch.nn.functional.one_hot((state[..., 0] > 0).long() * 2, 3).to(first.dtype)
+    second = torch.eye(3)[(state[..., 0] > 0).long() * 2]
     return categorical(torch.stack([first, second], dim=-2)).to_event(1)
 
 
@@ -283,6 +285,103 @@ def test_the_residual_of_path_consistency_is_the_programs(case: str, kind: str) 
 def test_a_residual_of_the_wrong_sign_is_told_apart() -> None:
     by_program, by_update = residuals("Discrete, categorical", "pcl", sign=-1.0)
     assert (by_program[0] - by_update[0]).abs() > 1e-3
+
+
+DISCRETE = [case for case in CASES if not case.startswith("Box")]
+
+
+def soft_values(
+    model: EnvironmentModel, prior: ActionPrior, q: Any, states: Tensor, steps: Tensor
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Of N states temperature · log p(O), (N,), the posterior of every action, (A, N), and the
+    actions, by running the program of one decision once for each."""
+    space = model.action_space
+    sizes = [int(space.n)] if isinstance(space, Discrete) else [int(n) for n in space.nvec]
+    actions = list(torch.cartesian_prod(*(torch.arange(n) for n in sizes)))
+    values, joints = q(states, None, steps).amin(0), []
+    for number, action in enumerate(actions):
+
+        def decision(chosen: Tensor = action, paid: Tensor = values[:, number]) -> None:
+            with pyro.plate("states", len(states)):
+                pyro.sample("action", prior(states), obs=chosen.expand(len(states), *chosen.shape))
+                pyro.sample("optimality", Optimality(paid / TEMPERATURE), obs=torch.ones(()))
+
+        trace = poutine.trace(decision).get_trace()
+        trace.compute_log_prob()
+        joints.append(sum(trace.nodes[site]["log_prob"] for site in ("action", "optimality")))
+    joint = torch.stack(joints)
+    return TEMPERATURE * joint.logsumexp(0), joint.softmax(0), actions
+
+
+def recorded(graph: Any, prior: ActionPrior, *given: Tensor) -> tuple[Tensor, ...]:
+    """What a graph gives, and see that it was recorded, but for the prior that looks at values."""
+    looks = isinstance(prior, MaskPrior)
+    with pytest.warns(match="cannot be recorded") if looks else contextlib.nullcontext():
+        found: tuple[Tensor, ...] = graph(*given)
+    assert graph.traced == (not looks)
+    return found
+
+
+def residual_of_q(case: str, twin: str = "") -> tuple[list[Tensor], list[Tensor], Any]:
+    """Loss and gradient of soft Q-learning by the program and by what is recorded of it, and the
+    learner."""
+    make_model, make_prior = CASES[case]
+    model = make_model()
+    prior = make_prior(model)
+    settings = SQL(temperature=TEMPERATURE, hidden=(8,), batch_size=SLOTS, compile="off")
+    torch.manual_seed(0)
+    learner = sql._learner(settings, model, prior)
+    stirred(learner.q)
+    stirred(learner.lags["q"].behind)
+    collector = Collector(environments(model, SLOTS), 3)
+    for _ in range(STEPS):
+        learner.replay.add(collector.collect(lambda state, t: prior(state), 1))
+    batch = learner._batch(5)
+    assert batch.goes_on.min() == 0 or not model.can_end
+    assert batch.step.max() == STEPS - 1
+    found = recorded(learner._graphs["q"], prior, *batch, torch.tensor(TEMPERATURE))
+    lagging = learner.lags["q"].behind if twin != "no lag" else learner.q
+    rho = UniformPrior(model.action_space) if twin == "no prior" else prior
+    value = soft_values(model, rho, lagging, batch.next_state, batch.step + 1)[0]
+    goes_on = 1.0 if twin == "no end" else batch.goes_on
+    target = batch.reward + DISCOUNT * goes_on * value
+    if twin != "no lag":
+        target = target.detach()
+    loss = sum(
+        0.5 * (member - target).square().mean()
+        for member in learner.q(batch.state, batch.action, batch.step)
+    )
+    parameters = list(learner.q.parameters())
+    by_program = [loss.detach(), *torch.autograd.grad(loss, parameters)]
+    return by_program, [found[len(parameters)], *found[: len(parameters)]], learner
+
+
+@pytest.mark.parametrize("case", DISCRETE)
+def test_the_residual_of_soft_q_learning_is_the_programs(case: str) -> None:
+    by_program, by_update, _ = residual_of_q(case)
+    for expected, found in zip(by_program, by_update, strict=True):
+        assert expected.abs().max() > 1e-4
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", DISCRETE)
+def test_the_policy_of_soft_q_learning_is_the_programs_posterior(case: str) -> None:
+    _, _, learner = residual_of_q(case)
+    model, batch = learner.model, learner._batch(6)
+    _, posterior, actions = soft_values(model, learner.prior, learner.q, batch.state, batch.step)
+    chosen = learner.policy(batch.state, batch.step)
+    for action, expected in zip(actions, posterior, strict=True):
+        given = action.expand(len(expected), *action.shape)
+        torch.testing.assert_close(chosen.log_prob(given).exp(), expected)
+
+
+@pytest.mark.parametrize("twin", ["no lag", "no prior", "no end"])
+def test_another_residual_of_q_is_told_apart(twin: str) -> None:
+    """The gradient of the target; another prior; V of what has ended."""
+    by_program, by_update, _ = residual_of_q("Discrete, categorical", twin)
+    assert (
+        max(float((a - b).abs().max()) for a, b in zip(by_program, by_update, strict=True)) > 1e-3
+    )
 
 
 def soft_returns(case: str, sign: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from regret import regret
 
-from inference_rl import PCL, REPS, PolicyGradient, infer, load_target, tabulate
+from inference_rl import PCL, REPS, SQL, PolicyGradient, infer, load_target, tabulate
 
 ICE = "S...\n.H.H\n...H\nH..G"
 MODELS: dict[str, dict[str, Any]] = {
@@ -53,6 +53,23 @@ FOR_PATHS = {
     "tree": {"temperature": 1.0, "final_temperature": TEMPERATURE},
 }
 
+TRANSITIONS: dict[str, Any] = {
+    "temperature": TEMPERATURE,
+    "environments": 64,
+    "updates_per_step": 1 / 32,
+    "warmup_steps": 6400,
+    "target_rate": 0.05,
+    "evaluation_episodes": 0,
+    "compile": "off",
+}
+QUICK: dict[str, Any] = {"total_steps": 48_000, "learning_rate": 0.02, "batch_size": 512}
+FOR_TRANSITIONS: dict[str, dict[str, Any]] = {
+    # Whose noise a faster rate would follow.
+    "ice": {"total_steps": 128_000, "learning_rate": 0.005, "batch_size": 1024},
+    "chain": QUICK,
+    "tree": QUICK,
+}
+
 ROUTINES = {
     "policy gradient": lambda model: PolicyGradient(
         weigh_by_discount=True, max_gradient_norm=None, **TABLES | FOR_SCORES[model]
@@ -61,6 +78,7 @@ ROUTINES = {
     "unified pcl": lambda model: PCL(kind="unified", **PATHS | UNIFIED[model] | FOR_PATHS[model]),
     "reps": lambda model: REPS(temperature=TEMPERATURE, total_steps=20_000, evaluation_episodes=0),
     "trust pcl": lambda model: PCL(**PATHS | TRUSTING | FOR_PATHS[model]),
+    "sql": lambda model: SQL(**TRANSITIONS | FOR_TRANSITIONS[model]),
 }
 
 
@@ -71,7 +89,7 @@ def cases() -> list[Any]:
         for model in MODELS
         for seed in range(5)
     ]
-    first = zip(ROUTINES, ["tree", "ice", "chain", "ice", "tree"], strict=False)
+    first = zip(ROUTINES, ["tree", "ice", "chain", "ice", "tree", "chain"], strict=False)
     return [pytest.param(routine, model, 0) for routine, model in first] + rare
 
 

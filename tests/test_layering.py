@@ -19,6 +19,7 @@ LAYERS = [
         "features",
         "feature_policies",
         "contextual_policy",
+        "softmax_policy",
         "temperature",
         "environment",
     },

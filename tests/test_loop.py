@@ -41,6 +41,10 @@ LEARNED: dict[str, tuple[dict[str, int], list[str]]] = {
     "policy-gradient": ({"steps_per_round": 10}, ["chain", "CartPole-v1"]),
     "pcl": ({"steps_per_round": 10, "replay_capacity": 300}, ["CartPole-v1"]),
     "reps": ({"epsilon": 0.1}, ["chain", "Pendulum-v1", "CartPole-v1"]),
+    "sql": (
+        {"steps_per_round": 10, "warmup_steps": 200, "updates_per_step": 0.1, "batch_size": 32},
+        ["chain", "CartPole-v1"],
+    ),
 }
 """Routines, with settings that make their rounds small, and targets; the last one is real."""
 
@@ -413,7 +417,7 @@ def test_a_module_of_the_users_own_is_learned_and_resumed(
         InferenceResult.load(tmp_path / "run")
 
 
-@pytest.mark.parametrize("routine", LEARNED)
+@pytest.mark.parametrize("routine", [r for r in LEARNED if r != "sql"])  # whose policy is Q itself
 def test_a_module_of_the_users_own_stays_as_it_was(routine: str) -> None:
     module = Preference()
     made = routine_class(routine)(**COMMON | LEARNED[routine][0], policy=module)

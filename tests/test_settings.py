@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inference_rl import PCL, REPS, PolicyGradient
+from inference_rl import PCL, REPS, SQL, PolicyGradient
 
-ROUTINES = [PolicyGradient, PCL, REPS]
+ROUTINES = [PolicyGradient, PCL, REPS, SQL]
 
 OF_ALL = [
     ({"activation": "gelu"}, r"activation: expected one of 'tanh', 'relu', 'silu', got 'gelu'"),
@@ -39,6 +39,11 @@ OF_ONE: list[tuple[Any, dict[str, Any], str]] = [
     (PCL, {"window": 2.5}, "window: expected a whole number, got 2.5"),
     (PCL, {"replay_capacity": math.inf}, "replay_capacity: expected a whole number, got inf"),
     (PCL, {"trust_episodes": True}, "trust_episodes: expected a whole number, got True"),
+    (SQL, {"target_rate": 0}, "target_rate: expected a number > 0, got 0"),
+    (SQL, {"target_rate": 1.5}, r"target_rate: expected a number in \[0, 1\], got 1.5"),
+    (SQL, {"batch_size": 0}, "batch_size: expected a number >= 1, got 0"),
+    (SQL, {"updates_per_step": 0}, "updates_per_step: expected a number > 0, got 0"),
+    (SQL, {"warmup_steps": -1}, "warmup_steps: expected a number >= 0, got -1"),
     (REPS, {"kind": "steps"}, "kind: expected one of 'step', 'episodic', got 'steps'"),
     (REPS, {"form": "tabel"}, "form: expected one of 'auto', 'table', 'linear', 'neural', got"),
     (REPS, {"context": 3}, "context: expected a tuple in which each is a whole number, got 3"),
@@ -67,5 +72,5 @@ def test_what_is_meant_is_taken(routine: Any) -> None:
         target_divergence=1,
         hidden=[8],
         learning_rate=np.float64(0.1),
-        policy=lambda state: state,
+        **({} if routine is SQL else {"policy": lambda state: state}),
     )

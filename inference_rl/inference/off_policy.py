@@ -46,6 +46,16 @@ class Batch(NamedTuple):
     step: Tensor
 
 
+def residual_loss(q: Tensor, target: Tensor) -> Tensor:
+    """½ Σ_i mean (Q_i − target)², of all Qs, (M, N), without the gradient of the target, (N,)."""
+    return 0.5 * (q - target.detach()).square().mean(-1).sum()
+
+
+def soft_target(reward: Tensor, goes_on: Tensor, value: Tensor, discount: float) -> Tensor:
+    """r + γ V(s'), (N,), reward units; V counts for nothing once the episode has terminated."""
+    return reward + discount * goes_on * value
+
+
 Loss = Callable[[Batch, Tensor], tuple[Tensor, dict[str, Tensor]]]
 """From a batch and the temperature, a scalar, to a loss and numbers to log."""
 
@@ -79,7 +89,8 @@ class Lag:
 class Learner:
     """The state of a run: parts, what lags behind them, replay, temperature.
 
-    :param policy: the guide, on the device of the settings.
+    :param policy: the guide, on the device of the settings; its buffer `temperature`, if it has
+        one, follows that of the run.
     :param parts: in the order of their updates. Together they log `divergence`, by which the
         temperature is tuned.
     :param q: the message, for the result.
@@ -148,9 +159,16 @@ class Learner:
             with torch.random.fork_rng(devices=self._devices()):
                 for _ in range(due):
                     numbers |= self._update()
-            if due and self.policy is not self._learned:
-                self.policy.load_state_dict(self._learned.state_dict())
+            if due:
+                self._show()
         return {"temperature": self.tempering.temperature, **numbers}
+
+    def _show(self) -> None:
+        """Let the policy that acts be the one that was learned."""
+        if isinstance(temperature := getattr(self._learned, "temperature", None), Tensor):
+            temperature.fill_(self.tempering.temperature)
+        if self.policy is not self._learned:
+            self.policy.load_state_dict(self._learned.state_dict())
 
     def _update(self) -> dict[str, Tensor | float]:
         """One step of every part whose turn it is, on one batch."""
@@ -220,9 +238,8 @@ class Learner:
             self.optimisers[name].load_state_dict(state["optimisers"][name])
         for name, lag in self.lags.items():
             lag.behind.load_state_dict(state["lagging"][name])
-        if self.policy is not self._learned:
-            self.policy.load_state_dict(self._learned.state_dict())
         self.tempering.load_state_dict(state["temperature"])
+        self._show()
         self.replay.load_state_dict(state["replay"])
         self.updates, self.steps, self.owed = state["updates"], state["steps"], state["owed"]
         if state["compiled"] and not can_compile():
@@ -245,7 +262,7 @@ def _gradients(part: Part, names: list[str]) -> Callable[..., tuple[Tensor, ...]
         names[:] = logged
         gradients = torch.autograd.grad(loss, list(part.module.parameters()))
         norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
-        return (*gradients, loss, norm, *logged.values())
+        return (*gradients, loss.detach(), norm, *(value.detach() for value in logged.values()))
 
     return run
 

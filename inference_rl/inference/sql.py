@@ -1,0 +1,226 @@
+"""Soft Q-learning: Q by its soft Bellman residual, and the policy that Q itself is.
+
+Inferred: Q alone, the message of the trajectory program; the target is control. The program is cut
+after one step, and Q stands for that step and all that follow (`decision`).
+
+1. Of one decision, temperature · log p(O | s) = α log Σ_a ρ(a|s) e^{Q(s, a)/α} = V(s), the soft
+   value (1702.08165, eq. 2, with a prior; ∫ for Σ in a box).
+2. Q(s, a) = r + γ E V(s'), the soft Bellman equation (eq. 4), whose only solution is the message of
+   the best policy (theorem 3): the residual is squared over replayed transitions (eqs. 9, 10).
+3. The best policy is the posterior of the decision, p(a | s, O) = ρ(a|s) e^{(Q(s, a) − V(s))/α}
+   (eq. 3): a softmax where actions are discrete, and there is nothing else to fit.
+4. Temperature: α minimises the dual E V_α + α · target, down whose gradient, target − KL(π ‖ ρ),
+   log α takes a step of Adam (1812.05905, eq. 18, has the entropy), KL that of the posterior.
+
+Departures from the paper:
+1. A divergence from a prior in place of an entropy: see `sac`.
+2. Q lags behind by a little every update, in place of a copy every thousand or so.
+3. V takes the lesser of two Qs, but for tables, against overestimation, and so does the policy.
+
+Haarnoja, Tang, Abbeel and Levine (2017), arXiv:1702.08165.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from inference_rl.inference import checks, learned
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from inference_rl.environment import EnvironmentModel
+    from inference_rl.inference import InferenceResult, Progress
+    from inference_rl.inference.off_policy import Learner
+    from inference_rl.policies import Policy
+    from inference_rl.priors import ActionPrior
+
+
+@dataclasses.dataclass(frozen=True)
+class SQL:
+    """Soft Q-learning, for boxes and discrete actions: the policy is the softmax of Q.
+
+    :raises ValueError: (when made) a setting out of its range.
+    """
+
+    temperature: float | Literal["auto"] = "auto"
+    """>= 0, reward units; "auto" tunes it to a target."""
+    final_temperature: float | None = None
+    """Annealed to this, geometrically, over the run; None keeps it."""
+    target_entropy: float | None = None
+    """Nats per step, with temperature "auto"; None chooses, and says which."""
+    target_divergence: float | None = None
+    """KL(π ‖ ρ), nats per step, with temperature "auto"; in place of target_entropy."""
+    initial_temperature: float = 1.0
+    """> 0, reward units, with temperature "auto"."""
+    least_temperature: float = 1e-8
+    """> 0, reward units: a tuned temperature stays above."""
+    greatest_temperature: float = 1e8
+    """Reward units: a tuned temperature stays below."""
+    temperature_learning_rate: float = 3e-4
+    """Of the logarithm of a tuned temperature (Adam)."""
+    total_steps: int = 1_000_000
+    """Environment steps."""
+    environments: int = 1
+    """Side by side."""
+    steps_per_round: int = 1
+    """Of each environment, between updates."""
+    updates_per_step: float = 1.0
+    """> 0, for every environment step."""
+    warmup_steps: int = 1_000
+    """Environment steps at the beginning, with actions of the prior and no updates."""
+    batch_size: int = 256
+    """Transitions of an update."""
+    replay_capacity: int = 1_000_000
+    """Environment steps that are kept."""
+    learning_rate: float = 3e-4
+    """Of Q (Adam)."""
+    target_rate: float = 0.005
+    """How far the lagging Q moves towards Q in an update, in (0, 1]."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers; discrete states and actions have a table instead."""
+    activation: Literal["tanh", "relu", "silu"] = "relu"
+    """Between layers."""
+    scale_observations: bool = False
+    """To zero mean and unit variance, as seen so far; saved with the policy."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Updates to machine code; auto: where the run is long enough, and there is a C++ compiler."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where updates run; environments are on the CPU."""
+    evaluate_every: int = 20_000
+    """Environment steps between evaluations."""
+    evaluation_episodes: int = 10
+    """Of each, with drawn and with most likely actions."""
+    save_every: int = 50_000
+    """Environment steps between checkpoints."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too, in the directory of the run."""
+
+    name: ClassVar[str] = "sql"
+
+    def __post_init__(self) -> None:
+        checks.check_temperature(self)
+        checks.check_off_policy(self)
+        checks.check_positive(
+            self,
+            "learning_rate",
+            "temperature_learning_rate",
+            "initial_temperature",
+            "least_temperature",
+            "greatest_temperature",
+        )
+
+    def run(
+        self,
+        model: EnvironmentModel,
+        *,
+        prior: ActionPrior | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+        directory: Path | None = None,
+    ) -> InferenceResult:
+        return learned.run(
+            self, _learner, model, prior=prior, seed=seed, progress=progress, directory=directory
+        )
+
+    def sample(self, result: InferenceResult, draws: int, *, horizon: int | None, seed: int) -> Any:
+        return learned.sample(result, draws, horizon=horizon, seed=seed)
+
+    def messages(self, result: InferenceResult) -> dict[str, Tensor]:
+        """None besides those in the policy, which is made of q."""
+        return {}
+
+    def read_messages(self, tensors: dict[str, Tensor], policy: Policy) -> dict[str, Any]:
+        """The policy's own q, and v, which there is none of."""
+        return {"q": policy.q, "v": None}
+
+
+def _learner(settings: SQL, model: EnvironmentModel, prior: ActionPrior) -> Learner:
+    import copy
+
+    import torch
+
+    from inference_rl.action_values import ActionValues
+    from inference_rl.decision import Decision, decide, every_action, evidence, posterior
+    from inference_rl.inference.off_policy import (
+        Batch,
+        Lag,
+        Learner,
+        Part,
+        residual_loss,
+        soft_target,
+    )
+    from inference_rl.networks import Architecture, described
+    from inference_rl.softmax_policy import SoftmaxPolicy
+
+    space, discount = model.action_space, float(model.discount)
+    actions = every_action(space)
+    assert actions is not None
+    architecture = Architecture(
+        states=described(model.state_space),
+        actions=described(space),
+        horizon=model.horizon,
+        hidden=tuple(settings.hidden),
+        activation=settings.activation,
+        scaled=settings.scale_observations,
+    )
+    tempering = learned.Tempering(settings, model, prior)
+    q = ActionValues(architecture, _members(architecture))
+    log_prior = learned.log_prior_table(model, prior, actions)
+    support = None if log_prior is not None else learned.support_of(model, prior)
+    policy = SoftmaxPolicy(
+        architecture,
+        q,
+        tempering.temperature,
+        log_prior=log_prior,
+        support=support,
+        prior=None if support is None else prior,
+    )
+    lagging = copy.deepcopy(q).requires_grad_(False)
+    for module in (policy, lagging):
+        module.to(settings.device)
+    actions = actions.to(settings.device)
+
+    def decision(state: Tensor, values: Tensor, temperature: Tensor) -> Decision:
+        """:param values: of all actions, which come in this order, (N, A)."""
+        return decide(
+            state,
+            prior,
+            prior,
+            lambda _: values.mT,
+            temperature=temperature,
+            action_space=space,
+            actions=actions,
+        )
+
+    def loss(batch: Batch, temperature: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        values = q(batch.state, None, batch.step)
+        with torch.no_grad():
+            following = lagging(batch.next_state, None, batch.step + 1).amin(0)
+            value = evidence(decision(batch.next_state, following, temperature))
+            here = decision(batch.state, values.amin(0), temperature)
+            entropy, divergence = posterior(here)
+        target = soft_target(batch.reward, batch.goes_on, value, discount)
+        taken = batch.action.expand(len(values), -1).unsqueeze(-1)
+        found = values.gather(-1, taken).squeeze(-1)
+        logged = {"q": found.mean(), "entropy": entropy.mean(), "divergence": divergence.mean()}
+        return residual_loss(found, target), logged
+
+    return Learner(
+        settings,
+        model,
+        prior,
+        tempering,
+        policy=policy,
+        q=q,
+        parts={"q": Part(q, loss, [lagging], settings.learning_rate)},
+        lags={"q": Lag(lagging, q, settings.target_rate)},
+    )
+
+
+def _members(architecture: Any) -> int:
+    """How many Qs, of which the least counts."""
+    tabular = architecture.states["kind"] == "discrete" and architecture.actions["kind"] != "box"
+    return 1 if tabular else 2
