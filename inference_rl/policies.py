@@ -143,6 +143,7 @@ def load_policy(directory: str | Path, *, prior: ActionPrior | None = None) -> P
     from inference_rl.feature_policies import FeaturePolicy
     from inference_rl.networks import ModulePolicy, NetworkPolicy
     from inference_rl.softmax_policy import SoftmaxPolicy
+    from inference_rl.stein_policy import SteinPolicy
 
     manifest = runs.read_manifest(directory)
     kind = manifest.get("policy")
@@ -151,7 +152,7 @@ def load_policy(directory: str | Path, *, prior: ActionPrior | None = None) -> P
             f"{directory}: its policy is a module of your own, whose code a run does not hold; "
             "make the module, and load runs.read_tensors(directory, 'policy') into it"
         )
-    made_of = (NetworkPolicy, SoftmaxPolicy, FeaturePolicy, ContextualPolicy)
+    made_of = (NetworkPolicy, SoftmaxPolicy, SteinPolicy, FeaturePolicy, ContextualPolicy)
     described: dict[str, Any] = {made.kind: made for made in made_of}
     if kind not in (TabularPolicy.kind, LinearGaussianPolicy.kind, *described):
         raise ValueError(f"{directory}: a policy of kind {kind!r}, which this version cannot load")

@@ -62,10 +62,10 @@ TRANSITIONS: dict[str, Any] = {
     "evaluation_episodes": 0,
     "compile": "off",
 }
-QUICK: dict[str, Any] = {"total_steps": 48_000, "learning_rate": 0.02, "batch_size": 512}
+QUICK: dict[str, Any] = {"total_steps": 48_000, "value_learning_rate": 0.02, "batch_size": 512}
 FOR_TRANSITIONS: dict[str, dict[str, Any]] = {
     # Whose noise a faster rate would follow.
-    "ice": {"total_steps": 128_000, "learning_rate": 0.005, "batch_size": 1024},
+    "ice": {"total_steps": 128_000, "value_learning_rate": 0.005, "batch_size": 1024},
     "chain": QUICK,
     "tree": QUICK,
 }

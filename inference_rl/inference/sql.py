@@ -76,7 +76,16 @@ class SQL:
     replay_capacity: int = 1_000_000
     """Environment steps that are kept."""
     learning_rate: float = 3e-4
+    """Of the sampler of actions in a box (Adam)."""
+    value_learning_rate: float = 3e-4
     """Of Q (Adam)."""
+    particles: int = 32
+    """>= 4, even: in a box, draws in each state whose Stein gradient the sampler follows; half of
+    them move to where the others say."""
+    value_samples: int = 32
+    """>= 4, even: in a box, weighted draws in each state from which V is estimated."""
+    proposals: Literal["uniform", "guide"] = "guide"
+    """Of which those are: uniform draws, or half of them from around draws of the sampler."""
     target_rate: float = 0.005
     """How far the lagging Q moves towards Q in an update, in (0, 1]."""
     hidden: tuple[int, ...] = (256, 256)
@@ -103,9 +112,13 @@ class SQL:
     def __post_init__(self) -> None:
         checks.check_temperature(self)
         checks.check_off_policy(self)
+        for name in ("particles", "value_samples"):
+            if (count := getattr(self, name)) < 4 or count % 2:
+                raise ValueError(f"{name}: expected an even number >= 4, got {count}")
         checks.check_positive(
             self,
             "learning_rate",
+            "value_learning_rate",
             "temperature_learning_rate",
             "initial_temperature",
             "least_temperature",
@@ -138,89 +151,18 @@ class SQL:
 
 
 def _learner(settings: SQL, model: EnvironmentModel, prior: ActionPrior) -> Learner:
-    import copy
+    from gymnasium.spaces import Box
 
-    import torch
-
-    from inference_rl.action_values import ActionValues
-    from inference_rl.decision import Decision, decide, every_action, evidence, posterior
-    from inference_rl.inference.off_policy import (
-        Batch,
-        Lag,
-        Learner,
-        Part,
-        residual_loss,
-        soft_target,
-    )
+    from inference_rl.inference import sql_sampler, sql_softmax
     from inference_rl.networks import Architecture, described
-    from inference_rl.softmax_policy import SoftmaxPolicy
 
-    space, discount = model.action_space, float(model.discount)
-    actions = every_action(space)
-    assert actions is not None
     architecture = Architecture(
         states=described(model.state_space),
-        actions=described(space),
+        actions=described(model.action_space),
         horizon=model.horizon,
         hidden=tuple(settings.hidden),
         activation=settings.activation,
         scaled=settings.scale_observations,
     )
-    tempering = learned.Tempering(settings, model, prior)
-    q = ActionValues(architecture, _members(architecture))
-    log_prior = learned.log_prior_table(model, prior, actions)
-    support = None if log_prior is not None else learned.support_of(model, prior)
-    policy = SoftmaxPolicy(
-        architecture,
-        q,
-        tempering.temperature,
-        log_prior=log_prior,
-        support=support,
-        prior=None if support is None else prior,
-    )
-    lagging = copy.deepcopy(q).requires_grad_(False)
-    for module in (policy, lagging):
-        module.to(settings.device)
-    actions = actions.to(settings.device)
-
-    def decision(state: Tensor, values: Tensor, temperature: Tensor) -> Decision:
-        """:param values: of all actions, which come in this order, (N, A)."""
-        return decide(
-            state,
-            prior,
-            prior,
-            lambda _: values.mT,
-            temperature=temperature,
-            action_space=space,
-            actions=actions,
-        )
-
-    def loss(batch: Batch, temperature: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        values = q(batch.state, None, batch.step)
-        with torch.no_grad():
-            following = lagging(batch.next_state, None, batch.step + 1).amin(0)
-            value = evidence(decision(batch.next_state, following, temperature))
-            here = decision(batch.state, values.amin(0), temperature)
-            entropy, divergence = posterior(here)
-        target = soft_target(batch.reward, batch.goes_on, value, discount)
-        taken = batch.action.expand(len(values), -1).unsqueeze(-1)
-        found = values.gather(-1, taken).squeeze(-1)
-        logged = {"q": found.mean(), "entropy": entropy.mean(), "divergence": divergence.mean()}
-        return residual_loss(found, target), logged
-
-    return Learner(
-        settings,
-        model,
-        prior,
-        tempering,
-        policy=policy,
-        q=q,
-        parts={"q": Part(q, loss, [lagging], settings.learning_rate)},
-        lags={"q": Lag(lagging, q, settings.target_rate)},
-    )
-
-
-def _members(architecture: Any) -> int:
-    """How many Qs, of which the least counts."""
-    tabular = architecture.states["kind"] == "discrete" and architecture.actions["kind"] != "box"
-    return 1 if tabular else 2
+    kind = sql_sampler if isinstance(model.action_space, Box) else sql_softmax
+    return kind.learner(settings, model, prior, architecture)
