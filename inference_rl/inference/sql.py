@@ -71,7 +71,7 @@ class SQL:
     """> 0, for every environment step."""
     warmup_steps: int = 1_000
     """Environment steps at the beginning, with actions of the prior and no updates."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Transitions of an update."""
     replay_capacity: int = 1_000_000
     """Environment steps that are kept."""
@@ -79,16 +79,16 @@ class SQL:
     """Of the sampler of actions in a box (Adam)."""
     value_learning_rate: float = 3e-4
     """Of Q (Adam)."""
-    particles: int = 32
+    particles: int = 16
     """>= 4, even: in a box, draws in each state whose Stein gradient the sampler follows; half of
     them move to where the others say."""
-    value_samples: int = 32
+    value_samples: int = 16
     """>= 4, even: in a box, weighted draws in each state from which V is estimated."""
     proposals: Literal["uniform", "guide"] = "guide"
     """Of which those are: uniform draws, or half of them from around draws of the sampler."""
     target_rate: float = 0.005
     """How far the lagging Q moves towards Q in an update, in (0, 1]."""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: tuple[int, ...] = (128, 128)
     """Widths of the hidden layers; discrete states and actions have a table instead."""
     activation: Literal["tanh", "relu", "silu"] = "relu"
     """Between layers."""

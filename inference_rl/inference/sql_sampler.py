@@ -54,6 +54,26 @@ def score(particles: Tensor, decide_on: Decide) -> Tensor:
     return found
 
 
+def drawn(policy: SteinPolicy, state: Tensor, step: Tensor, count: int) -> Tensor:
+    """Particles of the sampler, (count, N, d)."""
+    shape = count, len(state), policy.dim
+    return policy.particles(state, torch.randn(shape, device=state.device), step)
+
+
+def proposals(
+    policy: SteinPolicy, state: Tensor, step: Tensor, settings: SQL
+) -> tuple[Tensor, Tensor]:
+    """Actions to weigh, (K, N, d), and their log-densities, nats, (K, N)."""
+    guided = settings.proposals == "guide"
+    count = settings.value_samples // 2 if guided else settings.value_samples
+    shape = count, len(state), policy.dim
+    uniform = 2 * torch.rand(shape, device=state.device) - 1
+    if not guided:
+        return uniform, stein.log_uniform(uniform)
+    standard = torch.randn(shape, device=state.device)
+    return stein.around(drawn(policy, state, step, count), standard, uniform)
+
+
 def learner(
     settings: SQL, model: EnvironmentModel, prior: ActionPrior, architecture: Architecture
 ) -> Learner:
@@ -83,7 +103,7 @@ def learner(
     lagging = copy.deepcopy(q).requires_grad_(False)
     for module in (policy, lagging):
         module.to(settings.device)
-    dim, fixed = policy.dim, settings.particles // 2
+    fixed = settings.particles // 2
 
     def decisions(q: ActionValues, state: Tensor, step: Tensor, temperature: Tensor) -> Decide:
         return lambda actions: decide(
@@ -96,27 +116,10 @@ def learner(
             actions=actions,
         )
 
-    def drawn(state: Tensor, step: Tensor, count: int) -> Tensor:
-        """Particles of the sampler, (count, N, d)."""
-        noise = torch.randn(count, len(state), dim, dtype=state.dtype, device=state.device)
-        return policy.particles(state, noise, step)
-
-    def proposed(state: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions to weigh, (K, N, d), and their log-densities, (K, N)."""
-        count = settings.value_samples
-        if settings.proposals == "guide":
-            count //= 2
-        shape = (count, len(state), dim)
-        uniform = 2 * torch.rand(shape, dtype=state.dtype, device=state.device) - 1
-        if settings.proposals == "uniform":
-            return uniform, stein.log_uniform(uniform)
-        standard = torch.randn(shape, dtype=state.dtype, device=state.device)
-        return stein.around(drawn(state, step, count), standard, uniform)
-
     def critic_loss(batch: Batch, temperature: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         step = batch.step + 1
         with torch.no_grad():
-            actions, log_density = proposed(batch.next_state, step)
+            actions, log_density = proposals(policy, batch.next_state, step, settings)
             weighed = decisions(lagging, batch.next_state, step, temperature)(actions)
             value = evidence(weighed, log_density)
         target = soft_target(batch.reward, batch.goes_on, value, discount)
@@ -124,7 +127,7 @@ def learner(
         return residual_loss(found, target), {"q": found.mean()}
 
     def policy_loss(batch: Batch, temperature: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        particles = drawn(batch.state, batch.step, settings.particles)
+        particles = drawn(policy, batch.state, batch.step, settings.particles)
         still, moved = particles[:fixed].detach(), particles[fixed:]
         decide_on = decisions(q, batch.state, batch.step, temperature)
         slopes = score(still, decide_on)
@@ -132,7 +135,7 @@ def learner(
         few = slice(MEASURED)
         with torch.no_grad():
             state, step = batch.state[few], batch.step[few]
-            actions, log_density = proposed(state, step)
+            actions, log_density = proposals(policy, state, step, settings)
             weighed = decisions(q, state, step, temperature)(actions)
             entropy, divergence = posterior(weighed, log_density)
             share = stein.effective_share(weighed.log_joint - log_density)
