@@ -26,6 +26,7 @@ from inference_rl import (
 )
 from inference_rl.action_values import ActionValues
 from inference_rl.inference import sql
+from inference_rl.learning import loop
 from inference_rl.learning.collection import Collector
 from inference_rl.models.multigoal import GOALS
 from inference_rl.networks import Architecture, described
@@ -236,6 +237,32 @@ def test_hard_q_learning_is_the_limit() -> None:
     q = result.q(state, None, t).amin(0)
     assert torch.equal(result.policy(state, t).probs.argmax(-1), q.argmax(-1))
     assert result.policy(state, t).probs.amax(-1).tolist() == [1.0] * 5
+
+
+def test_a_run_in_a_box_that_was_stopped_goes_on_as_if_it_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SQL(**SHORT | {"temperature": "auto", "updates_per_step": 0.5})
+    model, finite, rounds = load_target("Pendulum-v1"), loop._finite, 0
+    whole = infer(model, settings, directory=tmp_path / "whole")
+
+    def stopped(*given: Any) -> dict[str, float]:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 231:
+            raise KeyboardInterrupt
+        return finite(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_finite", stopped)
+        patch.setattr(loop, "SAVE_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            infer(model, settings, directory=tmp_path / "run")
+    again = infer(model, settings, directory=tmp_path / "run")
+    for folder, result in (("whole", whole), ("run", again)):
+        result.save(tmp_path / folder)
+    for file in ("run.json", "policy.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 @pytest.mark.slow

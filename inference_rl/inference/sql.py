@@ -1,23 +1,40 @@
 """Soft Q-learning: Q by its soft Bellman residual, and the policy that Q itself is.
 
-Inferred: Q alone, the message of the trajectory program; the target is control. The program is cut
-after one step, and Q stands for that step and all that follow (`decision`).
+Inferred: Q, the message of the trajectory program; the target is control. The program is cut after
+one step, and Q stands for that step and all that follow (`decision`).
 
 1. Of one decision, temperature · log p(O | s) = α log Σ_a ρ(a|s) e^{Q(s, a)/α} = V(s), the soft
-   value (1702.08165, eq. 2, with a prior; ∫ for Σ in a box).
-2. Q(s, a) = r + γ E V(s'), the soft Bellman equation (eq. 4), whose only solution is the message of
-   the best policy (theorem 3): the residual is squared over replayed transitions (eqs. 9, 10).
-3. The best policy is the posterior of the decision, p(a | s, O) = ρ(a|s) e^{(Q(s, a) − V(s))/α}
-   (eq. 3): a softmax where actions are discrete, and there is nothing else to fit.
-4. Temperature: α minimises the dual E V_α + α · target, down whose gradient, target − KL(π ‖ ρ),
+   value; ∫ for Σ in a box.
+2. Q(s, a) = r + γ E V(s'), the soft Bellman equation, whose solution is the message of the best
+   policy (1702.08165, theorems 2 and 3): the residual is squared over replayed transitions (§3.2).
+3. That policy is the posterior of the decision, p(a | s, O) = ρ(a|s) e^{(Q(s, a) − V(s))/α}
+   (theorem 1): a softmax where actions are discrete, and there is nothing else to fit.
+4. In a box e^{V/α} is the mean of ρ e^{Q/α} / density over draws of a known density (§3.2), by
+   whose logarithm V is estimated, in expectation too low by about one over their number.
+5. There a network f turns noise into draws, a = tanh u, u = ξ + f(s, ξ): it follows the Stein
+   gradient, in which KL(q ‖ p) falls fastest, q the density of its u (§3.3) and p that of u when a
+   is of the posterior, ∝ ρ(tanh u) e^{Q(s, tanh u)/α} Π (1 − tanh² u).
+6. Temperature: α minimises the dual E V_α + α · target, down whose gradient, target − KL(π ‖ ρ),
    log α takes a step of Adam (1812.05905, eq. 18, has the entropy), KL that of the posterior.
 
-Departures from the paper:
-1. A divergence from a prior in place of an entropy: see `sac`.
-2. Q lags behind by a little every update, in place of a copy every thousand or so.
-3. V takes the lesser of two Qs, but for tables, against overestimation, and so does the policy.
+Departures from 1702.08165, or from the authors' code:
+1. A divergence from a prior in place of an entropy: under a uniform prior they differ by log|A|, or
+   d · log 2 on [−1, 1]^d, in which entropies are measured.
+2. Particles are u, as their score is. The authors' code moves actions by the score of u, and so
+   samples e^{Q/α} Π (1 − a²).
+3. Particles begin all over the box, by adding ξ, and not together, where they end in one mode.
+4. The density that V is weighed by is known: uniform, or half of it a mixture of kernels around
+   draws of the sampler, whose own density nobody knows.
+5. Q lags behind by a little every update, in place of a copy every thousand or so.
+6. Of discrete actions in continuous states V and policy take the lesser of two Qs, against
+   overestimation. In a box there is one, as in the paper: of two the lesser is lowest where little
+   was seen, and modes that are seldom visited die out.
 
-Haarnoja, Tang, Abbeel and Levine (2017), arXiv:1702.08165.
+What a run in a box reports besides: `effective_share`, how many of the weighted draws count, and
+`stein_discrepancy` of the sampler's u from p, squared, which is zero in expectation if they agree.
+
+Haarnoja, Tang, Abbeel and Levine (2017), arXiv:1702.08165. Haarnoja et al. (2018),
+arXiv:1812.05905. Wang and Liu (2016), arXiv:1611.01722 (samplers by Stein gradients).
 """
 
 from __future__ import annotations

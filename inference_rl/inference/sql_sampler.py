@@ -29,8 +29,6 @@ from inference_rl.stein_policy import SteinPolicy, sampler_of
 if TYPE_CHECKING:
     from inference_rl.inference.sql import SQL
 
-CRITICS = 2
-
 MEASURED = 32
 """States of a batch in which the sampler is measured, and the temperature tuned."""
 
@@ -90,7 +88,7 @@ def learner(
             "space bounds"
         )
     tempering = learned.Tempering(settings, model, prior)
-    q = ActionValues(architecture, CRITICS)
+    q = ActionValues(architecture, 1)
     support = None if learned.is_uniform(model, prior) else learned.support_of(model, prior)
     policy = SteinPolicy(
         architecture,
