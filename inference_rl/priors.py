@@ -48,7 +48,7 @@ class UniformPrior:
             return dist.Categorical(probs=probs, validate_args=False)
         if isinstance(self.action_space, MultiDiscrete):
             sizes = torch.as_tensor(self.action_space.nvec).unsqueeze(-1)
-            allowed = (torch.arange(int(sizes.max())) < sizes).to(dtype)
+            allowed = (torch.arange(int(self.action_space.nvec.max())) < sizes).to(dtype)
             return categorical((allowed / sizes).expand(*batch, *allowed.shape)).to_event(1)
         edge = torch.ones((*batch, *self.action_space.shape), dtype=dtype)
         # Closed at both edges: tanh rounds to exactly one, and torch's own Uniform is -inf there.
@@ -151,7 +151,7 @@ class MaskPrior:
         else:
             allowed = self.allowed[state]
         count = allowed.sum(-1, keepdim=True)
-        if (count == 0).any():
+        if dist.is_validation_enabled() and (count == 0).any():
             where = state[(count == 0).squeeze(-1)][0].tolist()
             raise ValueError(
                 f"MaskPrior: at least one action must be allowed in every state, but state {where} "
@@ -251,8 +251,9 @@ class StickyPrior:
 
     def __call__(self, state: Tensor) -> TorchDistribution:
         base = as_probs(self.base(state // (self.size + 1)), self.size)
-        previous = torch.nn.functional.one_hot(state % (self.size + 1), self.size + 1)
-        previous = previous.to(base.dtype)
+        # Not one_hot, which asks for the largest value, and could not be recorded as a graph.
+        known = (state % (self.size + 1)).unsqueeze(-1)
+        previous = (known == torch.arange(self.size + 1)).to(base.dtype)
         started = 1 - previous[..., -1:]
         sticky = self.stickiness * started
         return categorical(sticky * previous[..., :-1] + (1 - sticky) * base)

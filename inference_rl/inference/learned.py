@@ -49,12 +49,14 @@ def networks(
 ) -> tuple[Policy, Architecture]:
     """A policy for `model`, as `settings` want it, and what networks beside it are made of.
 
-    :param logit_scale: reward units. :param squashed: see `Architecture`.
+    :param logit_scale: reward units. :param squashed: those of a box; see `Architecture`.
 
     The built-in policy never takes discrete actions that `prior` forbids: by a table where states
     are discrete or the prior is the same in all of them, else by asking the prior, unless it is
     known to forbid nothing.
     """
+    from gymnasium.spaces import Box
+
     from inference_rl.networks import Architecture, ModulePolicy, NetworkPolicy, described
 
     allowed, support = _restriction(model, prior)
@@ -68,7 +70,7 @@ def networks(
         masked=allowed is not None,
         support=support,
         logit_scale=logit_scale,
-        squashed=squashed,
+        squashed=squashed and isinstance(model.action_space, Box),
     )
     if settings.policy is None:
         return NetworkPolicy(architecture, allowed, prior if support else None), architecture
