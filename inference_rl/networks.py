@@ -174,7 +174,7 @@ class StateFunction(nn.Module):
             share = (_steps(t) / self.horizon).to(inputs.dtype)
             inputs = torch.cat([inputs, share.expand(inputs.shape[:-1]).unsqueeze(-1)], dim=-1)
         batch = inputs.shape[:-1]
-        layers: list[Any] = list(self.layers.children())
+        layers: list[Any] = [*self.layers]
         # Not as modules, nor in more dimensions than two: at these sizes that is what takes long.
         inputs = inputs.reshape(-1, inputs.shape[-1])
         for layer in layers[:-1]:
@@ -274,6 +274,7 @@ class NetworkPolicy(Policy):
             given = torch.ones(shape, dtype=torch.bool) if allowed is None else allowed
             self.register_buffer("allowed", given.expand(shape).clone())
         self.architecture, actions = architecture, architecture.actions
+        self.register_parameter("log_scale", None)
         self.action_kind = actions["kind"]
         if self.action_kind == "discrete":
             self.parameters_of = StateFunction(architecture, actions["size"], 0.01)
@@ -303,8 +304,7 @@ class NetworkPolicy(Policy):
         return dataclasses.asdict(self.architecture)
 
     def forward(self, state: Tensor, t: int | Tensor | None = None) -> TorchDistribution:
-        scale = getattr(self, "log_scale", None)
-        return self.distribution(self.parameters_of(state, t), scale, state)
+        return self.distribution(self.parameters_of(state, t), self.log_scale, state)
 
     def distribution(
         self, parameters: Tensor, log_scale: Tensor | None, state: Tensor
