@@ -263,7 +263,7 @@ def _inner(distribution: Any, shape: torch.Size) -> torch.Size:
 
 def _category(probs: Tensor, shape: torch.Size, noise: _Noise) -> Tensor:
     # NumPy's small operations take a fraction of torch's time.
-    cumulative = probs.numpy().cumsum(-1, dtype=np.float64)
+    cumulative = np.add.accumulate(probs.numpy(), axis=-1, dtype=np.float64)
     total = cumulative[..., -1:]
     threshold = noise.take_array(shape)[..., np.newaxis] * total
     # `< total`, so that rounding can never select a category past the last possible one.

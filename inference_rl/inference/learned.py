@@ -299,11 +299,10 @@ def descend(
     """
     import torch
 
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     # Without the bookkeeping of `backward` and `zero_grad`, which on small networks takes long.
-    for parameter, slope in zip(
-        parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
-    ):
+    slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, slope in zip(parameters, slopes, strict=True):
         parameter.grad = slope
     norms = {}
     names = ("gradient_norm", "value_gradient_norm")
