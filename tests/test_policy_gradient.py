@@ -340,6 +340,25 @@ def test_a_squashed_gaussian_learns_and_is_evaluated() -> None:
         infer(Steered(Box(-1.0, 1.0, (2,))), dataclasses.replace(settings, policy=Outputs()))
 
 
+class PartlyFrozen(Squashed):
+    """A third, of which not all is to be learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2), requires_grad=False)
+
+    def forward(self, state: Tensor) -> TorchDistribution:
+        base = dist.Normal(self.loc.expand(*state.shape[:-1], 2), self.scale).to_event(1)
+        return dist.TransformedDistribution(base, [TanhTransform(cache_size=1)])
+
+
+def test_frozen_parameters_stay_as_they_are() -> None:
+    settings = PolicyGradient(policy=PartlyFrozen(), total_steps=256, evaluation_episodes=0)
+    learned = infer(Steered(Box(-1.0, 1.0, (2,))), settings).policy.module
+    assert learned.loc.all()
+    assert torch.equal(learned.scale, torch.ones(2))
+
+
 def test_forbidden_actions_are_never_taken() -> None:
     lake = load_target("FrozenLake-v1")
     settings = PolicyGradient(temperature=0.05, total_steps=3000, evaluation_episodes=0)
