@@ -7,6 +7,8 @@ pays is measured against its prior, as temperature · KL(π ‖ ρ).
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -301,3 +303,20 @@ class PolicyPrior:
 
     def __call__(self, state: Tensor) -> TorchDistribution:
         return self.policy(state)
+
+
+def moved(prior: ActionPrior, device: str) -> ActionPrior:
+    """`prior` with what it holds, tables and policies, on another device; functions as they are."""
+    if device == "cpu" or not hasattr(prior, "__dict__") or inspect.isroutine(prior):
+        return prior
+    new = copy.copy(prior)
+    for name, value in vars(prior).items():
+        if isinstance(value, Tensor):
+            vars(new)[name] = value.to(device)
+        elif isinstance(value, torch.nn.Module):
+            vars(new)[name] = copy.deepcopy(value).to(device)
+        elif isinstance(value, list):
+            vars(new)[name] = [moved(part, device) for part in value]
+        elif callable(value):
+            vars(new)[name] = moved(value, device)
+    return new

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from regret import regret
 
-from inference_rl import PCL, REPS, PolicyGradient, infer, load_target, tabulate
+from inference_rl import PCL, REPS, SAC, PolicyGradient, infer, load_target, tabulate
 
 ICE = "S...\n.H.H\n...H\nH..G"
 MODELS: dict[str, dict[str, Any]] = {
@@ -53,7 +53,20 @@ FOR_PATHS = {
     "tree": {"temperature": 1.0, "final_temperature": TEMPERATURE},
 }
 
+REPLAYED = TABLES | {
+    "learning_rate": 0.02,
+    "value_learning_rate": 0.02,
+    "total_steps": 60_000,
+    "environments": 16,
+    "steps_per_round": 4,
+    "updates_per_step": 0.1,
+    "target_rate": 0.05,
+    "warmup_steps": 2000,
+    "batch_size": 512,
+}
+
 ROUTINES = {
+    "sac": lambda model: SAC(**REPLAYED),
     "policy gradient": lambda model: PolicyGradient(
         weigh_by_discount=True, max_gradient_norm=None, **TABLES | FOR_SCORES[model]
     ),
@@ -71,7 +84,7 @@ def cases() -> list[Any]:
         for model in MODELS
         for seed in range(5)
     ]
-    first = zip(ROUTINES, ["tree", "ice", "chain", "ice", "tree"], strict=False)
+    first = zip(ROUTINES, ["chain", "tree", "ice", "chain", "ice", "tree"], strict=False)
     return [pytest.param(routine, model, 0) for routine, model in first] + rare
 
 

@@ -278,7 +278,7 @@ def observe(data: Segment, *modules: nn.Module) -> None:
     for module in modules:
         for part in module.modules():
             if isinstance(part, ObservationScaling):
-                part.update(data.state[data.valid])
+                part.update(data.state[data.valid].to(part.mean.device))
 
 
 def decay(optimiser: torch.optim.Optimizer, done: float) -> None:

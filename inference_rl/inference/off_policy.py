@@ -166,7 +166,7 @@ class Learner:
         given = (*batch, batch.reward.new_tensor(temperature))
         due = [name for name, part in self.parts.items() if self.updates % part.every == 0]
         numbers: dict[str, Tensor | float] = {}
-        with torch_seeded(seed, batch.reward.device):
+        with torch_seeded(seed, "cpu"):
             if self.settings.side_by_side:
                 for name, found in self._side_by_side(due, given).items():
                     numbers |= self._descend(name, found)

@@ -175,9 +175,11 @@ def _learner(settings: SAC, model: EnvironmentModel, prior: ActionPrior) -> Lear
     from inference_rl.action_values import ActionValues
     from inference_rl.decision import Decision, bound, decide, every_action
     from inference_rl.inference.off_policy import Batch, Lag, Learner, Part
+    from inference_rl.priors import moved
 
     space, discount = model.action_space, float(model.discount)
     policy, architecture = learned.networks(settings, model, prior, squashed=True)
+    there = moved(prior, settings.device)
     q = ActionValues(architecture, CRITICS)
     lagging = copy.deepcopy(q).requires_grad_(False)
     for module in (policy, q, lagging):
@@ -195,7 +197,7 @@ def _learner(settings: SAC, model: EnvironmentModel, prior: ActionPrior) -> Lear
         return decide(
             state,
             lambda _: policy(state, step),
-            prior,
+            there,
             message,
             temperature=temperature,
             action_space=space,

@@ -1,8 +1,9 @@
 """Tracing: a function that runs Pyro programs, as the tensor operations that it comes to.
 
 `Graph` runs the function once under `make_fx`, which records every operation, gradients among them,
-and from then on runs the record. Its random numbers are drawn first, from torch's generator, in the
-order in which the function draws them; all else can then run at any time, on any thread.
+and from then on runs the record. Its random numbers are drawn first, from torch's generator on the
+CPU, in the order in which the function draws them; the rest can then run at any time, on any
+thread.
 
 What is no tensor operation happens only while it is recorded: numbers from NumPy or Python's own
 generators, or what a program reads from elsewhere, would be frozen. So the record is compared with
@@ -62,8 +63,9 @@ class Graph:
         return lambda: rest(*given)
 
     def _as_it_is(self, inputs: Tensors) -> Tensors:
-        # Validation asks questions about values, which cannot be recorded, and takes its time.
-        with pyro.validation_enabled(False):
+        # Validation asks questions about values, which cannot be recorded, and takes its time. What
+        # programs make, they make where the inputs are.
+        with pyro.validation_enabled(False), inputs[0].device:
             found: Tensors = self._program(*inputs)
             return found
 
@@ -85,16 +87,17 @@ class Graph:
 
         device = inputs[0].device
         try:
-            with pyro.validation_enabled(False), torch_seeded(0, device):
+            with pyro.validation_enabled(False), torch_seeded(0, device), device:
                 fresh = [tensor.clone() for tensor in self._tensors]
                 recorded = make_fx(function)(*fresh, *inputs)
             noise, rest = _without_noise(recorded)
-            with pyro.validation_enabled(False):
+            with pyro.validation_enabled(False), device:
                 others = [_another(tensor) for tensor in (*self._tensors, *inputs)]
                 with torch_seeded(1, device):
                     expected = function(*(tensor.clone() for tensor in others))
                 with torch_seeded(1, device):
                     found = rest(*others, *noise())
+                noise = _drawn_on_the_cpu(noise, device)
             reason = "" if _same(expected, found) else "it gives other numbers than the program"
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
@@ -109,7 +112,7 @@ class Graph:
             return
         self._noise, self._rest = noise, rest
         if self.compiled:
-            with torch_seeded(0, device), warnings.catch_warnings():
+            with torch_seeded(0), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch about itself
                 # Not torch.compile, whose guards ask at every call whether anything has changed.
                 self._rest = torch._inductor.compile(rest, [*self._tensors, *inputs, *noise()])
@@ -128,7 +131,7 @@ class _Program(nn.Module):
         return self._function[0](*inputs)
 
 
-def _without_noise(recorded: fx.GraphModule) -> tuple[Any, Any]:
+def _without_noise(recorded: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
     """A record in two: what draws its random numbers, and the rest, which takes them after its
     inputs.
 
@@ -153,6 +156,17 @@ def _without_noise(recorded: fx.GraphModule) -> tuple[Any, Any]:
             node.replace_all_uses_with(graph.placeholder(f"noise_{i}"))
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     return fx.GraphModule(recorded, noise), fx.GraphModule(recorded, graph)
+
+
+def _drawn_on_the_cpu(noise: fx.GraphModule, device: torch.device) -> Any:
+    """The same, by the CPU's generator, so that all devices see the same numbers."""
+    if device.type == "cpu":
+        return noise
+    for node in noise.graph.nodes:
+        if "device" in node.kwargs:
+            node.update_kwarg("device", torch.device("cpu"))
+    noise.recompile()
+    return lambda: tuple(part.to(device) for part in noise())
 
 
 def _is_random(node: fx.Node) -> bool:

@@ -1,8 +1,8 @@
 """Time `SAC` beside Stable-Baselines3 and SBX on HalfCheetah-v5, at equal settings.
 
 All have two hidden layers of 256, batches of 256, one update for every environment step, and one
-environment, which is part of what is timed. Each side runs in a process of its own, in turn; what is
-timed begins after `--warm-up` steps, and so after all compiling. Stable-Baselines3 runs with one
+environment, which is part of what is timed. Each side runs in a process of its own, in turn; what
+is timed begins after `--warm-up` steps, and so after all compiling. Stable-Baselines3 runs with one
 thread and with two, and counts with the faster of them. The ratios printed are medians of the
 rounds' ratios.
 
@@ -23,7 +23,7 @@ import sys
 from statistics import median
 
 OURS = """
-import dataclasses, sys, time, torch
+import time, torch
 from inference_rl import SAC, load_target
 from inference_rl.inference import sac
 from inference_rl.learning.collection import Collector
@@ -46,14 +46,9 @@ STEPS = "print(go({steps}))"
 STORED = """
 def fill(count):
     data = collector.collect(learner.policy, 1000)
-    many = dataclasses.replace(data, **{{f.name: getattr(data, f.name) for f in dataclasses.fields(data)}})
     learner.replay = type(learner.replay)(count, dtype=torch.float32)
-    learner.replay.add(many)
-    ring = learner.replay._ring
-    for name, value in ring.items():
-        value.copy_(getattr(data, name).repeat(-(-len(value) // 1000), *[1] * (value.dim() - 1))[:len(value)])
-    learner.replay._stored, learner.replay._next = count, 0
-    learner.steps = count
+    for _ in range(count // 1000):
+        learner.replay.add(data)
 few, many = [], []
 for _ in range({rounds}):
     fill(1000)
@@ -61,8 +56,8 @@ for _ in range({rounds}):
     fill({stored})
     many.append(go({steps}))
 ratios = sorted(b / a for a, b in zip(few, many))
-print("steps/s after 1,000 and after {stored} stored transitions:",
-      [round(x) for x in few], [round(x) for x in many], "median ratio", round(ratios[len(ratios) // 2], 3))
+print("steps/s after 1,000 and after {stored} stored transitions:", [round(x) for x in few],
+      [round(x) for x in many], "median ratio", round(ratios[len(ratios) // 2], 3))
 """
 
 LIMIT = """
