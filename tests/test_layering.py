@@ -16,6 +16,7 @@ LAYERS = [
         "policies",
         "networks",
         "action_values",
+        "learned_prior",
         "features",
         "feature_policies",
         "contextual_policy",

@@ -18,7 +18,7 @@ from inference_rl.learning.collection import Collector
 from inference_rl.simulate import environments
 
 A, B = np.array([[0.9, 0.2], [0.0, 0.8]]), np.array([[0.1], [0.6]])
-COST, EFFORT, NOISE, DISCOUNT, TEMPERATURE = np.diag([1.0, 1.0]), 0.5, 0.2, 0.7, 0.02
+COST, EFFORT, NOISE, DISCOUNT, TEMPERATURE = np.diag([1.0, 1.0]), 0.5, 0.2, 0.7, 0.06
 
 
 class Regulator(EnvironmentModel):
@@ -226,3 +226,42 @@ def test_the_result_has_q_and_comes_back_from_disk(tmp_path: Any) -> None:
     assert torch.equal(loaded.q(state, None, step), result.q(state, None, step))
     assert torch.equal(loaded.policy(state).probs, result.policy(state).probs)
     assert not any(parameter.requires_grad for parameter in loaded.q.parameters())
+
+
+@pytest.mark.parametrize("target", ["chain", "Pendulum-v1"])
+def test_a_learned_prior_is_the_policys_marginal(target: str) -> None:
+    settings = SAC(
+        **SMALL | {"updates_per_step": 0.2, "replay_capacity": 2000, "batch_size": 40},
+        learn_prior=True,
+        learning_rate=3e-2,
+    )
+    model = load_target(target)
+    torch.manual_seed(0)
+    learner = sac._learner(settings, model, model.action_prior)
+    collector = Collector(environments(model, 2), 0)
+    while learner.steps < 1500:
+        learner.update(learner.collect(collector))
+    for i in range(400):  # the policy stays where it is
+        given = (*learner._batch(i), torch.tensor(0.1))
+        learner._descend("prior", learner._graphs["prior"](*given))
+    state = learner.replay.sample(4000, 1, 0).state[0]
+    with torch.no_grad():
+        action = learner.policy(state, torch.zeros(4000, dtype=torch.long)).sample()
+        prior = learner.prior(state)
+    if target == "chain":
+        share = action.bincount(minlength=2) / 4000
+        torch.testing.assert_close(prior.probs[0], share, atol=0.05, rtol=0)
+        assert abs(share[0] - 0.5) > 0.1
+        return
+    drawn = prior.sample()
+    assert abs(drawn.mean() - action.mean()) < 0.1
+    assert abs(drawn.std() - action.std()) < 0.15
+
+
+def test_a_learned_prior_takes_the_place_of_no_other() -> None:
+    with pytest.raises(ValueError, match=r"learn_prior: expected no other prior .* got Categ"):
+        infer(
+            load_target("chain"),
+            SAC(**SMALL, learn_prior=True),
+            prior=CategoricalPrior(probs=[0.5, 0.5]),
+        )

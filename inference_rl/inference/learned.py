@@ -386,6 +386,7 @@ def run(
             module.requires_grad_(False)
     if progress is not None:
         progress("estimating the objective")
+    rho = getattr(learner, "prior", rho)  # which may have been learned
     episodes = sampled_parts(model, learner.policy, rho, derived(seed, "objective"))
     temperature = learner.tempering.temperature
     objective, standard_error = estimated_objective(episodes, temperature)
