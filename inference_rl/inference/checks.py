@@ -131,3 +131,23 @@ def check_off_policy(settings: Any) -> None:
         target_rate=(0, 1),
     )
     check_positive(settings, "updates_per_step", "target_rate")
+
+
+def check_fixed_width(settings: Any) -> None:
+    """:raises ValueError: a setting of a routine whose guide has a fixed width is out of its range,
+    or of another kind than its field says."""
+    if settings.temperature == "auto":
+        raise ValueError(
+            "temperature: expected a number, got 'auto', but a guide of fixed width has no entropy "
+            "that follows the temperature; give a number, or use sac"
+        )
+    check_off_policy(settings)
+    check_ranges(settings, temperature=(0, None), final_temperature=(0, None), samples=(2, None))
+    if settings.final_temperature is not None and 0 in (
+        settings.temperature,
+        settings.final_temperature,
+    ):
+        raise ValueError("final_temperature: annealing is geometric, expected both ends above 0")
+    check_positive(settings, "learning_rate", "value_learning_rate", "width")
+    if settings.final_width is not None:
+        check_positive(settings, "final_width")
