@@ -35,6 +35,10 @@ def check_temperature(settings: Any) -> None:
             "target_entropy and target_divergence go with temperature='auto', got temperature "
             f"{temperature}"
         )
+    _check_annealing(temperature, final)
+
+
+def _check_annealing(temperature: float, final: float | None) -> None:
     if final is not None and 0 in (temperature, final):
         raise ValueError("final_temperature: annealing is geometric, expected both ends above 0")
 
@@ -143,11 +147,7 @@ def check_fixed_width(settings: Any) -> None:
         )
     check_off_policy(settings)
     check_ranges(settings, temperature=(0, None), final_temperature=(0, None), samples=(2, None))
-    if settings.final_temperature is not None and 0 in (
-        settings.temperature,
-        settings.final_temperature,
-    ):
-        raise ValueError("final_temperature: annealing is geometric, expected both ends above 0")
+    _check_annealing(settings.temperature, settings.final_temperature)
     check_positive(settings, "learning_rate", "value_learning_rate", "width")
     if settings.final_width is not None:
         check_positive(settings, "final_width")

@@ -6,14 +6,19 @@ from any prior with a density is infinite. As the width goes to zero the guide b
 tanh μ(s), the actor of DDPG and TD3, the gradient of its bound becomes theirs, ∇_a Q · ∂ tanh μ,
 and at temperature zero so do the losses: nothing else is added to either.
 
-Three values of what follows, of the same decision; Q in place of the return, α the temperature:
+Three values of what follows, of the same decision; α is the temperature:
 
 1. elbo: E_q[Q − α log q/ρ], the bound that the guide itself has, of one draw.
-2. logsumexp: α log E_q[e^{Q/α} ρ/q] = α log ∫ ρ e^{Q/α}, the evidence, which no guide enters; of K
-   draws it is below that in expectation, by about 1/K (1702.08165, §4; Burda et al., 1509.00519).
+2. logsumexp: α log E_q[e^{Q/α} ρ/q] = α log ∫ ρ e^{Q/α}, the evidence, as soft Q-learning has it,
+   with the guide as proposal (1702.08165). Of K draws it lies between 1 and that in expectation
+   (Burda et al., 1509.00519).
 3. boltzmann: E_q[e^{Q/α} (ρ/q) Q] / E_q[e^{Q/α} ρ/q], the mean of Q under the posterior. That is no
-   log-sum-exp, and no evidence: it is larger, by α · KL(posterior ‖ ρ), and pays for no divergence.
-   (2010.09177, §3, where ρ is uniform and 1/α is β.)
+   log-sum-exp, and no evidence: it is larger, by α · KL(posterior ‖ ρ), for it pays for no
+   divergence (SD3, 2010.09177, where ρ is uniform and 1/α is β).
+
+2 and 3 see what the guide draws. Their weights, ρ/q, grow towards the edges of the box without any
+bound on their variance, and a narrow guide tells of its own neighbourhood alone. At temperature
+zero both are the greatest Q among the draws.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ squashed.
 3. Q = r + γ E V(s'), V by one of three `backup`s: the bound, the evidence, or a Boltzmann mean,
    from a Q and a guide that lag behind.
 4. width → 0, α → 0: the gradient is ∂_μ tanh μ · ∇_a Q, the target r + γ Q(s', tanh μ(s')), which
-   is DDPG (1509.02971, eqs. 4-6, algorithm 1).
+   is DDPG (1509.02971, algorithm 1).
 5. log π = log N(u) − Σ log(1 − a²): at a fixed width the entropy is greatest at μ = 0, and falls as
    means go to the edges. So a positive temperature keeps tanh from saturating, and moves nothing
    else where ρ is uniform; for the same reason no temperature is tuned to an entropy here, which

@@ -12,7 +12,7 @@ squashed.
 3. The message in V is smoothed: min_i Q_i(s', clip(a + clip(n, ±c))), n ~ N(0, smoothing²), of one
    n for each a. It is Q blurred by a noise of the box's own units, that no width or tanh bends.
 4. width → 0, α → 0: the target is r + γ min_i Q_i(s', clip(tanh μ(s') + clip(n, ±c))), the gradient
-   ∂_μ tanh μ · ∇_a Q_1, which is TD3 (1802.09477, eq. 14, algorithm 1).
+   ∂_μ tanh μ · ∇_a Q_1, which is TD3 (1802.09477, algorithm 1).
 5. log π = log N(u) − Σ log(1 − a²): at a fixed width the entropy is greatest at μ = 0, and falls as
    means go to the edges. So a positive temperature keeps tanh from saturating, and moves nothing
    else where ρ is uniform; for the same reason no temperature is tuned to an entropy here, which
