@@ -38,19 +38,21 @@ COMMON = {
     "evaluate_every": 300,
     "evaluation_episodes": 2,
 }
-REPLAYED = {
+FIXED_WIDTH = {
     "steps_per_round": 10,
     "warmup_steps": 200,
     "batch_size": 16,
     "updates_per_step": 0.1,
     "replay_capacity": 600,
+    "final_temperature": 0.01,
+    "final_width": 0.1,
 }
 LEARNED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "policy-gradient": ({"steps_per_round": 10}, ["chain", "CartPole-v1"]),
     "pcl": ({"steps_per_round": 10, "replay_capacity": 300}, ["CartPole-v1"]),
     "reps": ({"epsilon": 0.1}, ["chain", "Pendulum-v1", "CartPole-v1"]),
-    "soft-ddpg": (REPLAYED, ["Pendulum-v1"]),
-    "soft-td3": (REPLAYED, ["Pendulum-v1"]),
+    "soft-ddpg": (FIXED_WIDTH, ["Pendulum-v1"]),
+    "soft-td3": (FIXED_WIDTH, ["Pendulum-v1"]),
 }
 """Routines, with settings that make their rounds small, and targets; the last one is real."""
 
@@ -99,8 +101,17 @@ def begun(complete: Path, tmp_path: Path) -> Path:
     return run
 
 
+ALIKE = {"soft-ddpg": [pytest.mark.slow]}
+"""Routines whose learner is that of another one here."""
+
+
 @pytest.mark.parametrize(
-    ("routine", "target"), [(name, at) for name, (_, targets) in LEARNED.items() for at in targets]
+    ("routine", "target"),
+    [
+        pytest.param(name, at, marks=ALIKE.get(name, []))
+        for name, (_, targets) in LEARNED.items()
+        for at in targets
+    ],
 )
 def test_stopped_anywhere_any_number_of_times(
     routine: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
