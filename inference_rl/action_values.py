@@ -53,11 +53,8 @@ class ActionValues(nn.Module):
         """(M, N) in N states, or (M, N, A) of discrete actions where `action` is None.
 
         :param state: (N, ...). :param action: (N, d) of a box, or (K, N, d), which gives (M, K, N);
-            of discrete actions their number among all, (N,). :param t: (N,); after the last step of
-            a horizon any number comes of it.
+            of discrete actions their number among all, (N,). :param t: (N,).
         """
-        if self.horizon is not None:
-            t = t.clamp(max=self.horizon - 1)
         if self.takes_action:
             assert action is not None
             return self._through_layers(self._inputs(state, t), action).squeeze(-1)
@@ -74,7 +71,8 @@ class ActionValues(nn.Module):
     def _inputs(self, state: Tensor, t: Tensor) -> Tensor:
         dtype = self.weights[0].dtype
         if self.states is not None:
-            inputs = nn.functional.one_hot(state, self.states).to(dtype)
+            numbers = torch.arange(self.states, device=state.device)
+            inputs = (state.unsqueeze(-1) == numbers).to(dtype)
         else:
             inputs = state.to(dtype)
             if self.scaling is not None:

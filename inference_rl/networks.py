@@ -18,6 +18,7 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from inference_rl.distributions import as_discrete, possible
 from inference_rl.policies import Policy
@@ -176,14 +177,15 @@ class StateFunction(nn.Module):
         if self.horizon is not None:
             share = (_steps(t) / self.horizon).to(inputs.dtype)
             inputs = torch.cat([inputs, share.expand(inputs.shape[:-1]).unsqueeze(-1)], dim=-1)
-        batch = inputs.shape[:-1]
-        layers: list[Any] = list(self.layers.children())
         # Not as modules, nor in more dimensions than two: at these sizes that is what takes long.
-        inputs = inputs.reshape(-1, inputs.shape[-1])
+        outputs = inputs if inputs.dim() == 2 else inputs.reshape(-1, inputs.shape[-1])
+        layers: list[Any] = [*self.layers]
         for layer in layers[:-1]:
-            inputs = self.activation(nn.functional.linear(inputs, layer.weight, layer.bias))
-        outputs = nn.functional.linear(inputs, layers[-1].weight, layers[-1].bias)
-        return outputs.reshape(*batch, outputs.shape[-1])
+            outputs = self.activation(linear(outputs, layer.weight, layer.bias))
+        outputs = linear(outputs, layers[-1].weight, layers[-1].bias)
+        if inputs.dim() == 2:
+            return outputs
+        return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
 
 
 def _steps(t: int | Tensor | None) -> Tensor:
@@ -278,6 +280,7 @@ class NetworkPolicy(Policy):
             given = torch.ones(shape, dtype=torch.bool) if allowed is None else allowed
             self.register_buffer("allowed", given.expand(shape).clone())
         self.architecture, actions = architecture, architecture.actions
+        self.register_parameter("log_scale", None)
         self.action_kind = actions["kind"]
         if self.action_kind == "discrete":
             self.parameters_of = StateFunction(architecture, actions["size"], 0.01)
@@ -310,8 +313,7 @@ class NetworkPolicy(Policy):
         return dataclasses.asdict(self.architecture)
 
     def forward(self, state: Tensor, t: int | Tensor | None = None) -> TorchDistribution:
-        scale = getattr(self, "log_scale", None)
-        return self.distribution(self.parameters_of(state, t), scale, state)
+        return self.distribution(self.parameters_of(state, t), self.log_scale, state)
 
     def distribution(
         self, parameters: Tensor, log_scale: Tensor | None, state: Tensor

@@ -7,6 +7,7 @@ pays is measured against its prior, as temperature · KL(π ‖ ρ).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,10 @@ class UniformPrior:
     def __call__(self, state: Tensor) -> TorchDistribution:
         batch, dtype = _batch(state)
         if isinstance(self.action_space, Discrete):
-            size = int(self.action_space.n)
-            probs = torch.full((*batch, size), 1 / size)
-            return dist.Categorical(probs=probs, validate_args=False)
+            return _UniformChoice(batch, int(self.action_space.n))
         if isinstance(self.action_space, MultiDiscrete):
             sizes = torch.as_tensor(self.action_space.nvec).unsqueeze(-1)
-            allowed = (torch.arange(int(sizes.max())) < sizes).to(dtype)
+            allowed = (torch.arange(int(self.action_space.nvec.max())) < sizes).to(dtype)
             return categorical((allowed / sizes).expand(*batch, *allowed.shape)).to_event(1)
         edge = torch.ones((*batch, *self.action_space.shape), dtype=dtype)
         # Closed at both edges: tanh rounds to exactly one, and torch's own Uniform is -inf there.
@@ -60,6 +59,26 @@ def _batch(state: Tensor) -> tuple[torch.Size, torch.dtype]:
     if state.is_floating_point():
         return state.shape[:-1], state.dtype
     return state.shape, torch.get_default_dtype()
+
+
+class _UniformChoice(dist.Categorical):
+    """Uniform `Categorical`, of which torch would take longer to make one than to use it."""
+
+    def __init__(self, batch_shape: torch.Size, size: int) -> None:
+        self.probs = self._param = torch.full((), 1 / size).expand(*batch_shape, size)
+        self.logits = torch.full((), -math.log(size)).expand(*batch_shape, size)
+        self._num_events = size
+        self._batch_shape, self._event_shape = batch_shape, torch.Size()
+        self._validate_args = False
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if value.shape != self._batch_shape:
+            log_prob: Tensor = super().log_prob(value)
+            return log_prob
+        return self.logits.gather(-1, value.long().unsqueeze(-1)).squeeze(-1)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _UniformChoice:
+        return _UniformChoice(torch.Size(batch_shape), self._num_events)
 
 
 class _ClosedUniform(dist.Uniform):
@@ -151,7 +170,7 @@ class MaskPrior:
         else:
             allowed = self.allowed[state]
         count = allowed.sum(-1, keepdim=True)
-        if (count == 0).any():
+        if dist.is_validation_enabled() and (count == 0).any():
             where = state[(count == 0).squeeze(-1)][0].tolist()
             raise ValueError(
                 f"MaskPrior: at least one action must be allowed in every state, but state {where} "
@@ -251,8 +270,9 @@ class StickyPrior:
 
     def __call__(self, state: Tensor) -> TorchDistribution:
         base = as_probs(self.base(state // (self.size + 1)), self.size)
-        previous = torch.nn.functional.one_hot(state % (self.size + 1), self.size + 1)
-        previous = previous.to(base.dtype)
+        # Not one_hot, which asks for the largest value, and could not be recorded as a graph.
+        known = (state % (self.size + 1)).unsqueeze(-1)
+        previous = (known == torch.arange(self.size + 1)).to(base.dtype)
         started = 1 - previous[..., -1:]
         sticky = self.stickiness * started
         return categorical(sticky * previous[..., :-1] + (1 - sticky) * base)

@@ -48,6 +48,10 @@ FIXED_WIDTH = {
     "final_width": 0.1,
 }
 LEARNED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "sac": (
+        {"warmup_steps": 200, "steps_per_round": 4, "batch_size": 16, "replay_capacity": 400},
+        ["chain", "Pendulum-v1"],
+    ),
     "policy-gradient": ({"steps_per_round": 10}, ["chain", "CartPole-v1"]),
     "pcl": ({"steps_per_round": 10, "replay_capacity": 300}, ["CartPole-v1"]),
     "reps": ({"epsilon": 0.1}, ["chain", "Pendulum-v1", "CartPole-v1"]),

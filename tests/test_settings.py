@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inference_rl import PCL, REPS, PolicyGradient, SoftDDPG, SoftTD3
+from inference_rl import PCL, REPS, SAC, PolicyGradient, SoftDDPG, SoftTD3
 
-TUNED = [PolicyGradient, PCL, REPS]
+TUNED = [SAC, PolicyGradient, PCL, REPS]
 """Their temperature may tune itself, and their policy be a module of one's own."""
 
 ROUTINES = [*TUNED, SoftDDPG, SoftTD3]
@@ -35,6 +35,14 @@ OF_TUNED = [
     ({"target_entropy": math.nan, "temperature": "auto"}, "target_entropy: .* or None, got nan"),
 ]
 OF_ONE: list[tuple[Any, dict[str, Any], str]] = [
+    (SAC, {"batch_size": 0}, "batch_size: expected a number >= 1, got 0"),
+    (SAC, {"replay_capacity": 0}, "replay_capacity: expected a number >= 1, got 0"),
+    (SAC, {"target_rate": 1.5}, r"target_rate: expected a number in \[0, 1\], got 1.5"),
+    (SAC, {"target_rate": 0.0}, "target_rate: expected a number > 0, got 0.0"),
+    (SAC, {"updates_per_step": 0.0}, "updates_per_step: expected a number > 0, got 0.0"),
+    (SAC, {"compile": "yes"}, "compile: expected one of 'auto', 'on', 'off', got 'yes'"),
+    (SAC, {"device": "tpu"}, "device: expected one of 'cpu', 'cuda', got 'tpu'"),
+    (SAC, {"greatest_temperature": 0.5}, "initial_temperature: expected a number in .* got 1.0"),
     (PolicyGradient, {"estimator": "pathwse"}, "estimator: expected one of 'score', .*'pathwse'"),
     (PolicyGradient, {"baseline": "lerned"}, "baseline: expected one of 'learned', 'none', got"),
     (PolicyGradient, {"steps_per_round": 2.5}, "steps_per_round: expected a whole number, got 2.5"),

@@ -165,7 +165,7 @@ def expected_target(
     learner: Any, model: EnvironmentModel, prior: ActionPrior, batch: Batch, sign: float
 ) -> Tensor:
     """r + γ · temperature · log p/q, from Pyro's traces of the program."""
-    step, settings = batch.step + 1, learner.settings
+    step, settings = batch.next_step, learner.settings
 
     def q(action: Tensor) -> Tensor:
         if isinstance(settings, SoftTD3):
@@ -255,7 +255,6 @@ class ByHand:
     def update(self) -> dict[str, float]:
         self.updates += 1
         seed = derived(self.learner.seed, f"update {self.updates}")
-        torch.manual_seed(seed)
         rows = self.learner.replay.sample(SIZE, 1, seed)
         state, action, reward = rows.state[0], rows.action[0], rows.reward[0]
         following, over = rows.next_state[0], rows.terminated[0]
@@ -263,6 +262,7 @@ class ByHand:
             over = torch.zeros_like(over)
         if self.twin == "cut at truncated":
             over = over | rows.truncated[0]
+        torch.manual_seed(seed)
         torch.randn(SIZE, 2)  # the guide's noise, which counts for nothing
         after = actor(self.mu_behind, following)
         if self.members == 2:
@@ -394,7 +394,7 @@ def test_every_backup_is_recorded_and_reaches_q(routine: Any, backup: str) -> No
     found = learner._graphs["q"](*batch, torch.tensor(TEMPERATURE))
     assert learner._graphs["q"].traced
     torch.manual_seed(12)
-    behind, step = learner.lags["policy"].behind, batch.step + 1
+    behind, step = learner.lags["policy"].behind, batch.next_step
     with torch.no_grad():
         guide = behind(batch.next_state, step).expand((5, SIZE))
         action = guide.rsample()

@@ -151,7 +151,7 @@ def learner(
             guide.width.fill_(width_at(settings, steps))
 
     def critic_loss(batch: Batch, temperature: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        state, step = batch.next_state, batch.step + 1
+        state, step = batch.next_state, batch.next_step
 
         def message(action: Tensor) -> Tensor:
             return q_behind(state, smoothed(action), step).amin(0)

@@ -97,6 +97,8 @@ class SAC:
     """To zero mean and unit variance, as seen so far; saved with the policy."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Updates to machine code; auto: where the run is long enough, and there is a C++ compiler."""
+    side_by_side: bool = True
+    """Steps of Q and policy from the same parameters, at the same time, in place of in turn."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where updates run; environments are on the CPU."""
     evaluate_every: int = 20_000
@@ -125,6 +127,8 @@ class SAC:
             "least_temperature",
             "greatest_temperature",
         )
+        bounds = self.least_temperature, self.greatest_temperature
+        checks.check_ranges(self, initial_temperature=bounds)
 
     def run(
         self,
@@ -197,7 +201,7 @@ def _learner(settings: SAC, model: EnvironmentModel, prior: ActionPrior) -> Lear
 
     def critic_loss(batch: Batch, temperature: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            value = bound(decision(lagging, batch.next_state, batch.step + 1, temperature))[0]
+            value = bound(decision(lagging, batch.next_state, batch.next_step, temperature))[0]
         target = soft_target(batch.reward, batch.goes_on, value, discount)
         found = q(batch.state, batch.action, batch.step)
         return residual_loss(found, target), {"q": found.mean()}

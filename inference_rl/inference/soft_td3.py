@@ -102,6 +102,8 @@ class SoftTD3:
     """To zero mean and unit variance, as seen so far; saved with the policy."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Updates to machine code; auto: where the run is long enough, and there is a C++ compiler."""
+    side_by_side: bool = False
+    """Steps of Q and policy from the same parameters, at the same time, in place of in turn."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where updates run; environments are on the CPU."""
     evaluate_every: int = 20_000
@@ -154,7 +156,9 @@ def smoothed(action: Tensor, smoothing: float, limit: float) -> Tensor:
     """Actions of the box [-1, 1]^d, each with clipped Gaussian noise, and clipped to the box."""
     import torch
 
-    noise = (smoothing * torch.randn_like(action)).clamp(-limit, limit)
+    # Not randn_like: what is recorded draws its noise before it knows any action.
+    standard = torch.randn(action.shape, dtype=action.dtype, device=action.device)
+    noise = (smoothing * standard).clamp(-limit, limit)
     return (action + noise).clamp(-1.0, 1.0)
 
 
