@@ -42,7 +42,7 @@ from inference_rl.trajectory import trajectory
 BOTH = [SoftDDPG, SoftTD3]
 MAKERS: dict[Any, Any] = {SoftDDPG: soft_ddpg._learner, SoftTD3: soft_td3._learner}
 ROWS, SIZE, TEMPERATURE, DISCOUNT = 200, 48, 0.7, 0.9
-SMALL = {"hidden": (16, 8), "batch_size": SIZE, "warmup_steps": 0, "compile": "off"}
+SMALL = {"hidden": (16, 8), "batch_size": SIZE, "warmup_steps": SIZE, "compile": "off"}
 
 
 @pytest.fixture(autouse=True)

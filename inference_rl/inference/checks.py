@@ -135,6 +135,13 @@ def check_off_policy(settings: Any) -> None:
         target_rate=(0, 1),
     )
     check_positive(settings, "updates_per_step", "target_rate")
+    first = max(settings.warmup_steps, settings.environments * settings.steps_per_round)
+    for name, least in (("warmup_steps", first), ("replay_capacity", settings.replay_capacity)):
+        if least < settings.batch_size:
+            raise ValueError(
+                f"{name}: expected at least the {settings.batch_size} transitions of batch_size, "
+                f"to draw the first update from, got {getattr(settings, name)}"
+            )
 
 
 def check_fixed_width(settings: Any) -> None:

@@ -284,8 +284,8 @@ def _gradients(part: Part, names: list[str]) -> Callable[..., tuple[Tensor, ...]
 
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Networks of this size gain nothing from a second thread for each of their operations, and lose
-    up to a factor of ten where another process needs its core."""
+    """Networks of this size gain nothing from a second thread for each of their operations, and
+    lose up to a factor of ten where another process needs its core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
