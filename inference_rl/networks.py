@@ -57,6 +57,8 @@ class Architecture:
     :ivar logit_scale: reward units; what outputs are divided by to be logits of discrete actions.
     :ivar squashed: whether actions of a box are the tanh of Gaussians, whose widths too are a
         function of the state, in place of truncated Gaussians.
+    :ivar width: of Gaussians that are squashed, the same in all states, before tanh; where it is
+        given it is where a policy's `width` begins, which is no parameter.
     """
 
     states: dict[str, Any]
@@ -69,6 +71,7 @@ class Architecture:
     support: Literal["own", "given"] | None = None
     logit_scale: float = 1.0
     squashed: bool = False
+    width: float | None = None
 
 
 def described(space: Space[Any]) -> dict[str, Any]:
@@ -253,6 +256,7 @@ class NetworkPolicy(Policy):
 
     kind = "network"
     allowed: Tensor
+    width: Tensor
 
     def __init__(
         self,
@@ -289,7 +293,10 @@ class NetworkPolicy(Policy):
                     "NetworkPolicy: expected a box with bounds to squash actions into, got one "
                     "without; give the action space bounds"
                 )
-            self.parameters_of = StateFunction(architecture, 2 * actions["dim"], 0.01)
+            kinds = 2 if architecture.width is None else 1
+            self.parameters_of = StateFunction(architecture, kinds * actions["dim"], 0.01)
+            if architecture.width is not None:
+                self.register_buffer("width", torch.tensor(architecture.width))
         else:
             self.parameters_of = StateFunction(architecture, actions["dim"], 0.01)
             self.log_scale = nn.Parameter(torch.full((actions["dim"],), math.log(0.5)))
@@ -315,8 +322,7 @@ class NetworkPolicy(Policy):
         if self.action_kind == "discrete":
             return _Logits(self._logits_of(parameters, state))
         if self.architecture.squashed:
-            loc, log_scale = parameters.chunk(2, -1)
-            scale = log_scale.clamp(*SQUASHED_LOG_SCALES).exp()
+            loc, scale = self._squashed(parameters)
             return SquashedNormal(loc, scale, validate_args=False).to_event(1)
         if log_scale is None:
             logits = self._logits_of(parameters, state)
@@ -325,6 +331,13 @@ class NetworkPolicy(Policy):
         if self.architecture.actions["bounded"]:
             return TruncatedNormal(parameters, scale, validate_args=False).to_event(1)
         return dist.Normal(parameters, scale, validate_args=False).to_event(1)
+
+    def _squashed(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and widths of Gaussians that are to be squashed."""
+        if self.architecture.width is not None:
+            return parameters, self.width
+        loc, log_scale = parameters.chunk(2, -1)
+        return loc, log_scale.clamp(*SQUASHED_LOG_SCALES).exp()
 
     def logits(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
         """Of discrete actions, batch + (A,), as they are: log π up to a constant of the state.
@@ -356,7 +369,7 @@ class NetworkPolicy(Policy):
         if self.action_kind in ("discrete", "multi-discrete"):
             return self._logits_of(parameters, state).argmax(-1)
         if self.architecture.squashed:
-            return parameters.chunk(2, -1)[0].tanh()
+            return self._squashed(parameters)[0].tanh()
         return parameters.clamp(-1, 1) if self.architecture.actions["bounded"] else parameters
 
 

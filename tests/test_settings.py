@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inference_rl import PCL, REPS, SAC, PolicyGradient
+from inference_rl import PCL, REPS, SAC, PolicyGradient, SoftDDPG, SoftTD3
 
-ROUTINES = [SAC, PolicyGradient, PCL, REPS]
+TUNED = [SAC, PolicyGradient, PCL, REPS]
+"""Their temperature may tune itself, and their policy be a module of one's own."""
+
+ROUTINES = [*TUNED, SoftDDPG, SoftTD3]
 
 OF_ALL = [
     ({"activation": "gelu"}, r"activation: expected one of 'tanh', 'relu', 'silu', got 'gelu'"),
@@ -22,11 +25,14 @@ OF_ALL = [
     ({"learning_rate": 0}, "^learning_rate: expected a number > 0, got 0"),
     ({"learning_rate": "fast"}, "^learning_rate: expected a finite number, got 'fast'"),
     ({"learning_rate": None}, "^learning_rate: expected a finite number, got None"),
+    ({"temperature": True}, "temperature: expected a finite number.* got True"),
+    ({"tensorboard": 1}, "tensorboard: expected True or False, got 1"),
+    ({"scale_observations": "no"}, "scale_observations: expected True or False, got 'no'"),
+]
+OF_TUNED = [
     ({"temperature_learning_rate": 0}, "temperature_learning_rate: expected a number > 0, got 0"),
     ({"temperature": True}, "temperature: expected a finite number or 'auto', got True"),
     ({"target_entropy": math.nan, "temperature": "auto"}, "target_entropy: .* or None, got nan"),
-    ({"tensorboard": 1}, "tensorboard: expected True or False, got 1"),
-    ({"scale_observations": "no"}, "scale_observations: expected True or False, got 'no'"),
 ]
 OF_ONE: list[tuple[Any, dict[str, Any], str]] = [
     (SAC, {"batch_size": 0}, "batch_size: expected a number >= 1, got 0"),
@@ -52,6 +58,10 @@ OF_ONE: list[tuple[Any, dict[str, Any], str]] = [
     (REPS, {"context": 3}, "context: expected a tuple in which each is a whole number, got 3"),
     (REPS, {"covariance": "whole"}, "covariance: expected one of 'diagonal', 'full', got"),
     (REPS, {"epsilon": math.inf}, "epsilon: expected a finite number, got inf"),
+    (SoftDDPG, {"width": True}, "width: expected a finite number, got True"),
+    (SoftDDPG, {"compile": "yes"}, "compile: expected one of 'auto', 'on', 'off', got 'yes'"),
+    (SoftTD3, {"smoothing": None}, "smoothing: expected a finite number, got None"),
+    (SoftTD3, {"policy_every": 1.5}, "policy_every: expected a whole number, got 1.5"),
 ]
 
 
@@ -62,13 +72,20 @@ def test_what_all_have(routine: Any, settings: dict[str, Any], said: str) -> Non
         routine(**settings)
 
 
+@pytest.mark.parametrize("routine", TUNED)
+@pytest.mark.parametrize(("settings", "said"), OF_TUNED)
+def test_what_those_have_that_are_tuned(routine: Any, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        routine(**settings)
+
+
 @pytest.mark.parametrize(("routine", "settings", "said"), OF_ONE)
 def test_what_one_has(routine: Any, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         routine(**settings)
 
 
-@pytest.mark.parametrize("routine", ROUTINES)
+@pytest.mark.parametrize("routine", TUNED)
 def test_what_is_meant_is_taken(routine: Any) -> None:
     routine(
         temperature="auto",

@@ -195,9 +195,13 @@ class Tempering:
     def temperature(self) -> float:
         return self._how.temperature(self._state, self._steps)
 
+    def advance(self, steps: int) -> None:
+        """After `steps` environment steps."""
+        self._steps += steps
+
     def update(self, divergence: Tensor, steps: int) -> None:
         """After a round of `steps` environment steps, at a mean `divergence` from the prior."""
-        self._steps += steps
+        self.advance(steps)
         self._state = self._how.update(self._state, as_number(divergence))
 
     def state_dict(self) -> dict[str, Any]:

@@ -50,6 +50,16 @@ class Batch(NamedTuple):
     next_step: Tensor
 
 
+def residual_loss(q: Tensor, target: Tensor) -> Tensor:
+    """½ Σ_i mean (Q_i − target)², of all Qs, (M, N), without the gradient of the target, (N,)."""
+    return 0.5 * (q - target.detach()).square().mean(-1).sum()
+
+
+def soft_target(reward: Tensor, goes_on: Tensor, value: Tensor, discount: float) -> Tensor:
+    """r + γ V(s'), (N,), reward units; V counts for nothing once the episode has terminated."""
+    return reward + discount * goes_on * value
+
+
 Loss = Callable[[Batch, Tensor], tuple[Tensor, dict[str, Tensor]]]
 """From a batch and the temperature, a scalar, to a loss and numbers to log."""
 
@@ -87,6 +97,7 @@ class Learner:
     :param parts: in the order of their updates. Together they log `divergence`, by which the
         temperature is tuned.
     :param q: the message, for the result.
+    :param schedule: called with the environment steps so far, before the updates that follow them.
     :ivar policy: that which acts, on the CPU.
     """
 
@@ -101,9 +112,11 @@ class Learner:
         q: nn.Module,
         parts: dict[str, Part],
         lags: dict[str, Lag],
+        schedule: Callable[[int], None] | None = None,
     ) -> None:
         self.settings, self.model, self.prior, self.tempering = settings, model, prior, tempering
         self.parts, self.lags, self.q, self._learned = parts, lags, q, policy
+        self._schedule = schedule
         self.policy = policy if settings.device == "cpu" else copy.deepcopy(policy).to("cpu")
         self.replay = PathReplay(
             settings.replay_capacity, dtype=torch.get_default_dtype(), device=settings.device
@@ -145,6 +158,9 @@ class Learner:
         learned.observe(data, *modules, *(lag.behind for lag in self.lags.values()))
         self.replay.add(data)
         self.steps += data.steps
+        self.tempering.advance(data.steps)
+        if self._schedule is not None:
+            self._schedule(self.steps)
         numbers: dict[str, Tensor | float] = {}
         if self.steps >= self.settings.warmup_steps:
             self.owed += data.steps * self.settings.updates_per_step
@@ -174,7 +190,7 @@ class Learner:
                 for name in due:
                     numbers |= self._descend(name, self._graphs[name](*given))
         if "divergence" in numbers:
-            self.tempering.update(torch.as_tensor(numbers["divergence"]), 1)
+            self.tempering.update(torch.as_tensor(numbers["divergence"]), 0)
         for lag in self.lags.values():
             if self.updates % lag.every == 0:
                 _follow(lag)

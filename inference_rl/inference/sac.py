@@ -163,16 +163,6 @@ class SAC:
         return off_policy.messages(tensors, policy, CRITICS)
 
 
-def residual_loss(q: Tensor, target: Tensor) -> Tensor:
-    """½ Σ_i mean (Q_i − target)², of all Qs, (M, N), without the gradient of the target, (N,)."""
-    return 0.5 * (q - target.detach()).square().mean(-1).sum()
-
-
-def soft_target(reward: Tensor, goes_on: Tensor, value: Tensor, discount: float) -> Tensor:
-    """r + γ V(s'), (N,), reward units; V counts for nothing once the episode has terminated."""
-    return reward + discount * goes_on * value
-
-
 def _check_uniform(model: EnvironmentModel, prior: ActionPrior) -> None:
     """:raises ValueError: there is a prior that a learned one would take the place of."""
     from inference_rl.priors import UniformPrior
@@ -192,7 +182,14 @@ def _learner(settings: SAC, model: EnvironmentModel, prior: ActionPrior) -> Lear
 
     from inference_rl.action_values import ActionValues
     from inference_rl.decision import Decision, bound, decide, every_action
-    from inference_rl.inference.off_policy import Batch, Lag, Learner, Part
+    from inference_rl.inference.off_policy import (
+        Batch,
+        Lag,
+        Learner,
+        Part,
+        residual_loss,
+        soft_target,
+    )
     from inference_rl.learned_prior import LearnedPrior
     from inference_rl.priors import moved
 
