@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from inference_rl.inference.policy_gradient import PolicyGradient
     from inference_rl.inference.reps import REPS
     from inference_rl.inference.sac import SAC
+    from inference_rl.inference.soft_ddpg import SoftDDPG
+    from inference_rl.inference.soft_td3 import SoftTD3
     from inference_rl.inference.sql import SQL
     from inference_rl.linear_gaussian import LinearGaussianModel
     from inference_rl.model_environment import as_gymnasium
@@ -52,6 +54,8 @@ _HOME = {
     "PolicyGradient": "inference.policy_gradient",
     "REPS": "inference.reps",
     "SAC": "inference.sac",
+    "SoftDDPG": "inference.soft_ddpg",
+    "SoftTD3": "inference.soft_td3",
     "SQL": "inference.sql",
     "LinearGaussianModel": "linear_gaussian",
     "as_gymnasium": "model_environment",
@@ -89,6 +93,8 @@ __all__ = [
     "Policy",
     "PolicyGradient",
     "PolicyPrior",
+    "SoftDDPG",
+    "SoftTD3",
     "SparseCategorical",
     "StickyPrior",
     "TabularPolicy",

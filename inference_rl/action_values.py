@@ -55,14 +55,11 @@ class ActionValues(nn.Module):
         """(M, N) in N states, or (M, N, A) of discrete actions where `action` is None.
 
         :param state: (N, ...). :param action: (N, d) of a box, or (K, N, d), which gives (M, K, N);
-            of discrete actions their number among all, (N,). :param t: (N,); after the last step of
-            a horizon any number comes of it.
+            of discrete actions their number among all, (N,). :param t: (N,).
         """
         if self.takes_action:
             assert action is not None
             return self.through(state, action, t).squeeze(-1)
-        if self.horizon is not None:
-            t = t.clamp(max=self.horizon - 1)
         if self.tabular:
             row = state if self.horizon is None else state + self.states * t
             values = self.table[:, row]
@@ -75,8 +72,6 @@ class ActionValues(nn.Module):
 
     def through(self, state: Tensor, action: Tensor, t: Tensor) -> Tensor:
         """All outputs, (M, N, outputs) or (M, K, N, outputs), for actions of a box."""
-        if self.horizon is not None:
-            t = t.clamp(max=self.horizon - 1)
         return self._through_layers(self._inputs(state, t), action)
 
     def _inputs(self, state: Tensor, t: Tensor) -> Tensor:

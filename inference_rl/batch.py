@@ -103,22 +103,21 @@ class Slots:
 
     def check(self, slots: np.ndarray, actions: Tensor, space: Space[Any]) -> None:
         """Refuse to step a slot that has ended, or with actions that `space` does not have."""
-        alive = self.alive[slots]
-        if not alive.all():
+        if not (alive := self.alive[slots]).all():
             slot = int(np.asarray(slots)[~alive][0])
             raise ValueError(
                 f"{self.name}: expected slots whose episodes go on, but that of slot {slot} has "
                 "ended or never began; reset the slot first"
             )
         expected = (len(slots), *(space.shape or ()))
-        if tuple(actions.shape) != expected:
+        if actions.shape != expected:
             raise ValueError(
                 f"{self.name}: expected actions of shape {expected}, one for each slot, got "
                 f"{tuple(actions.shape)}"
             )
         if actions.is_floating_point():
             self.check_finite(slots, "action", actions)
-        highest = int(space.n) if isinstance(space, Discrete) else getattr(space, "nvec", None)
+        highest = space.n if isinstance(space, Discrete) else getattr(space, "nvec", None)
         if highest is not None:
             given = actions.numpy()
             outside = (given < 0) | (given >= highest)
@@ -138,8 +137,7 @@ class Slots:
         The horizon of a model is the end of its problem: nothing is paid after it, so that its
         message is zero, and the episode has terminated.
         """
-        self.steps[slots] += 1
-        steps = self.steps[slots]
+        steps = self.steps[slots] = self.steps[slots] + 1
         if self.horizon is not None:
             terminated = terminated | (steps >= self.horizon)
         if self.limit is not None:
@@ -163,11 +161,14 @@ class Slots:
         try:
             return function(*given)
         except Exception as error:
-            raise self.fault(slot, f"{method} raised {type(error).__name__}: {error}") from error
+            raise self.raised(slot, method, error) from error
 
-    def check_finite(self, slots: np.ndarray, field: str, values: Tensor) -> None:
+    def raised(self, slot: int, method: str, error: Exception) -> EnvironmentFault:
+        return self.fault(slot, f"{method} raised {type(error).__name__}: {error}")
+
+    def check_finite(self, slots: np.ndarray, field: str, values: Tensor | np.ndarray) -> None:
         """Refuse NaN and infinities in `values`, (n, ...)."""
-        array = values.detach().numpy()
+        array = values.detach().numpy() if isinstance(values, Tensor) else values
         finite = np.isfinite(array)
         if not finite.all():
             row, *place = np.argwhere(~finite)[0]

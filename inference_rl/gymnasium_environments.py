@@ -65,42 +65,47 @@ class GymnasiumEnvironments(Environments):
         terminated, truncated = np.zeros((2, len(slots)), dtype=bool)
         taken = gymnasium_spaces.to_gymnasium(self._acted, actions)
         for i, slot in enumerate(slots.tolist()):
-            given = self._slots.call(slot, "step", self.environments[slot].step, taken[i])
+            try:
+                given = self.environments[slot].step(taken[i])
+            except Exception as error:
+                raise self._slots.raised(slot, "step", error) from error
             if not (isinstance(given, tuple) and len(given) == 5):
                 raise self._slots.fault(
                     slot,
                     "step: expected five values (observation, reward, terminated, truncated, "
                     f"info), got {given!r}",
                 )
+            observation, paid, ends, cut, _ = given
+            # What is as it should be, as nearly all is, is not looked into further.
+            if not (
+                self._plain
+                and type(observation) is np.ndarray
+                and observation.dtype is self._dtype
+                and observation.shape == self._shape
+            ):
+                observation = self._array(slot, observation)
+            if not (type(paid) is float and type(ends) is bool and type(cut) is bool):
+                paid, ends, cut = self._outcome(slot, paid, ends, cut)
             # Copied: an environment may well go on writing into the array it gave.
-            shown[i], rewards[i], terminated[i], truncated[i] = self._checked(slot, given)
-        reward = torch.from_numpy(rewards)
-        self._slots.check_finite(slots, "reward", reward)
-        next_state = self._states(slots, shown, actions)
+            shown[i], rewards[i], terminated[i], truncated[i] = observation, paid, ends, cut
+        self._slots.check_finite(slots, "reward", rewards)
+        next_state, reward = self._states(slots, shown, actions), torch.from_numpy(rewards)
         return Step(next_state, reward, *self._slots.advance(slots, terminated, truncated))
 
     def close(self) -> None:
         for environment in self.environments:
             environment.close()
 
-    def _checked(self, slot: int, given: Any) -> tuple[np.ndarray, float, bool, bool]:
-        observation, reward, terminated, truncated, _ = given
-        if type(reward) is float and type(terminated) is bool and type(truncated) is bool:
-            if (
-                self._plain
-                and type(observation) is np.ndarray
-                and observation.shape == self._shape
-                and observation.dtype is self._dtype
-            ):
-                return observation, reward, terminated, truncated
-            return self._array(slot, observation), reward, terminated, truncated
+    def _outcome(
+        self, slot: int, reward: Any, terminated: Any, truncated: Any
+    ) -> tuple[float, bool, bool]:
         if not isinstance(reward, numbers.Real | np.bool_) and np.shape(reward) != ():
             raise self._slots.fault(slot, f"reward: expected a number, got {reward!r}")
         for field, value in (("terminated", terminated), ("truncated", truncated)):
             if not isinstance(value, bool | np.bool_):
                 raise self._slots.fault(slot, f"{field}: expected True or False, got {value!r}")
         number = self._slots.call(slot, "reward", float, reward)
-        return self._array(slot, observation), number, bool(terminated), bool(truncated)
+        return number, bool(terminated), bool(truncated)
 
     def _array(self, slot: int, observation: Any) -> np.ndarray:
         try:
@@ -109,10 +114,9 @@ class GymnasiumEnvironments(Environments):
             raise self._slots.fault(slot, f"observation: {error}") from error
 
     def _states(self, slots: np.ndarray, shown: np.ndarray, previous: Tensor | None) -> Tensor:
-        observation = torch.from_numpy(shown)
-        if observation.is_floating_point():
-            self._slots.check_finite(slots, "observation", observation)
-        return self.model.observe(observation, previous)
+        if shown.dtype.kind == "f":
+            self._slots.check_finite(slots, "observation", shown)
+        return self.model.observe(torch.from_numpy(shown), previous)
 
 
 def to_31_bits(seed: np.uint64) -> int:

@@ -18,6 +18,7 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from inference_rl.distributions import as_discrete, possible
 from inference_rl.policies import Policy
@@ -56,6 +57,8 @@ class Architecture:
     :ivar logit_scale: reward units; what outputs are divided by to be logits of discrete actions.
     :ivar squashed: whether actions of a box are the tanh of Gaussians, whose widths too are a
         function of the state, in place of truncated Gaussians.
+    :ivar width: of Gaussians that are squashed, the same in all states, before tanh; where it is
+        given it is where a policy's `width` begins, which is no parameter.
     """
 
     states: dict[str, Any]
@@ -68,6 +71,7 @@ class Architecture:
     support: Literal["own", "given"] | None = None
     logit_scale: float = 1.0
     squashed: bool = False
+    width: float | None = None
 
 
 def described(space: Space[Any]) -> dict[str, Any]:
@@ -173,14 +177,15 @@ class StateFunction(nn.Module):
         if self.horizon is not None:
             share = (_steps(t) / self.horizon).to(inputs.dtype)
             inputs = torch.cat([inputs, share.expand(inputs.shape[:-1]).unsqueeze(-1)], dim=-1)
-        batch = inputs.shape[:-1]
-        layers: list[Any] = list(self.layers.children())
         # Not as modules, nor in more dimensions than two: at these sizes that is what takes long.
-        inputs = inputs.reshape(-1, inputs.shape[-1])
+        outputs = inputs if inputs.dim() == 2 else inputs.reshape(-1, inputs.shape[-1])
+        layers: list[Any] = [*self.layers]
         for layer in layers[:-1]:
-            inputs = self.activation(nn.functional.linear(inputs, layer.weight, layer.bias))
-        outputs = nn.functional.linear(inputs, layers[-1].weight, layers[-1].bias)
-        return outputs.reshape(*batch, outputs.shape[-1])
+            outputs = self.activation(linear(outputs, layer.weight, layer.bias))
+        outputs = linear(outputs, layers[-1].weight, layers[-1].bias)
+        if inputs.dim() == 2:
+            return outputs
+        return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
 
 
 def _steps(t: int | Tensor | None) -> Tensor:
@@ -251,6 +256,7 @@ class NetworkPolicy(Policy):
 
     kind = "network"
     allowed: Tensor
+    width: Tensor
 
     def __init__(
         self,
@@ -274,6 +280,7 @@ class NetworkPolicy(Policy):
             given = torch.ones(shape, dtype=torch.bool) if allowed is None else allowed
             self.register_buffer("allowed", given.expand(shape).clone())
         self.architecture, actions = architecture, architecture.actions
+        self.register_parameter("log_scale", None)
         self.action_kind = actions["kind"]
         if self.action_kind == "discrete":
             self.parameters_of = StateFunction(architecture, actions["size"], 0.01)
@@ -286,7 +293,10 @@ class NetworkPolicy(Policy):
                     "NetworkPolicy: expected a box with bounds to squash actions into, got one "
                     "without; give the action space bounds"
                 )
-            self.parameters_of = StateFunction(architecture, 2 * actions["dim"], 0.01)
+            kinds = 2 if architecture.width is None else 1
+            self.parameters_of = StateFunction(architecture, kinds * actions["dim"], 0.01)
+            if architecture.width is not None:
+                self.register_buffer("width", torch.tensor(architecture.width))
         else:
             self.parameters_of = StateFunction(architecture, actions["dim"], 0.01)
             self.log_scale = nn.Parameter(torch.full((actions["dim"],), math.log(0.5)))
@@ -303,8 +313,7 @@ class NetworkPolicy(Policy):
         return dataclasses.asdict(self.architecture)
 
     def forward(self, state: Tensor, t: int | Tensor | None = None) -> TorchDistribution:
-        scale = getattr(self, "log_scale", None)
-        return self.distribution(self.parameters_of(state, t), scale, state)
+        return self.distribution(self.parameters_of(state, t), self.log_scale, state)
 
     def distribution(
         self, parameters: Tensor, log_scale: Tensor | None, state: Tensor
@@ -313,8 +322,7 @@ class NetworkPolicy(Policy):
         if self.action_kind == "discrete":
             return _Logits(self._logits_of(parameters, state))
         if self.architecture.squashed:
-            loc, log_scale = parameters.chunk(2, -1)
-            scale = log_scale.clamp(*SQUASHED_LOG_SCALES).exp()
+            loc, scale = self._squashed(parameters)
             return SquashedNormal(loc, scale, validate_args=False).to_event(1)
         if log_scale is None:
             logits = self._logits_of(parameters, state)
@@ -323,6 +331,13 @@ class NetworkPolicy(Policy):
         if self.architecture.actions["bounded"]:
             return TruncatedNormal(parameters, scale, validate_args=False).to_event(1)
         return dist.Normal(parameters, scale, validate_args=False).to_event(1)
+
+    def _squashed(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and widths of Gaussians that are to be squashed."""
+        if self.architecture.width is not None:
+            return parameters, self.width
+        loc, log_scale = parameters.chunk(2, -1)
+        return loc, log_scale.clamp(*SQUASHED_LOG_SCALES).exp()
 
     def logits(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
         """Of discrete actions, batch + (A,), as they are: log π up to a constant of the state.
@@ -341,9 +356,9 @@ class NetworkPolicy(Policy):
             allowed = self.allowed if self.allowed.dim() == 1 else self.allowed[state]
             logits = logits.masked_fill(~allowed, -torch.inf)
         if self._support is not None:
-            with torch.no_grad():
-                allowed = self._support(state)
-            logits = logits.masked_fill(~allowed, -torch.inf)
+            with torch.no_grad():  # on the CPU, where priors are
+                allowed = self._support(state.cpu())
+            logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
         return logits
 
     def mode(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
@@ -354,7 +369,7 @@ class NetworkPolicy(Policy):
         if self.action_kind in ("discrete", "multi-discrete"):
             return self._logits_of(parameters, state).argmax(-1)
         if self.architecture.squashed:
-            return parameters.chunk(2, -1)[0].tanh()
+            return self._squashed(parameters)[0].tanh()
         return parameters.clamp(-1, 1) if self.architecture.actions["bounded"] else parameters
 
 

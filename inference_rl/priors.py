@@ -7,6 +7,9 @@ pays is measured against its prior, as temperature · KL(π ‖ ρ).
 
 from __future__ import annotations
 
+import copy
+import inspect
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,9 +46,7 @@ class UniformPrior:
     def __call__(self, state: Tensor) -> TorchDistribution:
         batch, dtype = _batch(state)
         if isinstance(self.action_space, Discrete):
-            size = int(self.action_space.n)
-            probs = torch.full((*batch, size), 1 / size)
-            return dist.Categorical(probs=probs, validate_args=False)
+            return _UniformChoice(batch, int(self.action_space.n))
         if isinstance(self.action_space, MultiDiscrete):
             sizes = torch.as_tensor(self.action_space.nvec).unsqueeze(-1)
             allowed = (torch.arange(int(self.action_space.nvec.max())) < sizes).to(dtype)
@@ -60,6 +61,26 @@ def _batch(state: Tensor) -> tuple[torch.Size, torch.dtype]:
     if state.is_floating_point():
         return state.shape[:-1], state.dtype
     return state.shape, torch.get_default_dtype()
+
+
+class _UniformChoice(dist.Categorical):
+    """Uniform `Categorical`, of which torch would take longer to make one than to use it."""
+
+    def __init__(self, batch_shape: torch.Size, size: int) -> None:
+        self.probs = self._param = torch.full((), 1 / size).expand(*batch_shape, size)
+        self.logits = torch.full((), -math.log(size)).expand(*batch_shape, size)
+        self._num_events = size
+        self._batch_shape, self._event_shape = batch_shape, torch.Size()
+        self._validate_args = False
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if value.shape != self._batch_shape:
+            log_prob: Tensor = super().log_prob(value)
+            return log_prob
+        return self.logits.gather(-1, value.long().unsqueeze(-1)).squeeze(-1)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _UniformChoice:
+        return _UniformChoice(torch.Size(batch_shape), self._num_events)
 
 
 class _ClosedUniform(dist.Uniform):
@@ -151,7 +172,7 @@ class MaskPrior:
         else:
             allowed = self.allowed[state]
         count = allowed.sum(-1, keepdim=True)
-        if (count == 0).any():
+        if dist.is_validation_enabled() and (count == 0).any():
             where = state[(count == 0).squeeze(-1)][0].tolist()
             raise ValueError(
                 f"MaskPrior: at least one action must be allowed in every state, but state {where} "
@@ -251,9 +272,9 @@ class StickyPrior:
 
     def __call__(self, state: Tensor) -> TorchDistribution:
         base = as_probs(self.base(state // (self.size + 1)), self.size)
-        # Not one_hot, which looks at values and cannot be recorded.
-        numbers = torch.arange(self.size + 1, device=state.device)
-        previous = (state.unsqueeze(-1) % (self.size + 1) == numbers).to(base.dtype)
+        # Not one_hot, which asks for the largest value, and could not be recorded as a graph.
+        known = (state % (self.size + 1)).unsqueeze(-1)
+        previous = (known == torch.arange(self.size + 1)).to(base.dtype)
         started = 1 - previous[..., -1:]
         sticky = self.stickiness * started
         return categorical(sticky * previous[..., :-1] + (1 - sticky) * base)
@@ -282,3 +303,20 @@ class PolicyPrior:
 
     def __call__(self, state: Tensor) -> TorchDistribution:
         return self.policy(state)
+
+
+def moved(prior: ActionPrior, device: str) -> ActionPrior:
+    """`prior` with what it holds, tables and policies, on another device; functions as they are."""
+    if device == "cpu" or not hasattr(prior, "__dict__") or inspect.isroutine(prior):
+        return prior
+    new = copy.copy(prior)
+    for name, value in vars(prior).items():
+        if isinstance(value, Tensor):
+            vars(new)[name] = value.to(device)
+        elif isinstance(value, torch.nn.Module):
+            vars(new)[name] = copy.deepcopy(value).to(device)
+        elif isinstance(value, list):
+            vars(new)[name] = [moved(part, device) for part in value]
+        elif callable(value):
+            vars(new)[name] = moved(value, device)
+    return new

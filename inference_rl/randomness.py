@@ -9,7 +9,9 @@ Salmon, Moraes, Dror & Shaw (2011), "Parallel random numbers: as easy as 1, 2, 3
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,26 @@ def derived(seed: int, name: str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+@contextlib.contextmanager
+def torch_seeded(seed: int, device: str | torch.device = "cpu") -> Iterator[None]:
+    """Within this context torch's generator of `device` starts from `seed`; later it is as before.
+
+    `torch.manual_seed` sees to the generators of all devices, which takes a millisecond.
+    """
+    generator = torch.default_generator
+    if torch.device(device).type == "cuda":
+        index = torch.device(device).index
+        generator = torch.cuda.default_generators[
+            torch.cuda.current_device() if index is None else index
+        ]
+    before = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(before)
+
+
 def episode_seeds(seed: int, episodes: np.ndarray) -> np.ndarray:
     """The seeds of the episodes numbered `episodes`, (N,) uint64, whatever their company.
 
@@ -66,12 +88,16 @@ def uniforms(seeds: np.ndarray, steps: np.ndarray | int, stream: int, size: int)
     They are odd multiples of 2^-53, so that neither 0 nor 1 comes up, nor a number whose
     complement is rounded.
     """
+    return torch.from_numpy(_uniforms(seeds, steps, stream, size))
+
+
+def _uniforms(seeds: np.ndarray, steps: np.ndarray | int, stream: int, size: int) -> np.ndarray:
     given = np.broadcast_to(np.asarray(steps).astype(np.uint64), seeds.shape)
     words = _words(seeds.astype(np.uint64, copy=False), given, stream, (size + 1) // 2)
     # Words 0 and 2 are the even ones, 1 and 3 the odd ones: 52 bits of each pair.
     mantissas = (words[:2] >> np.uint64(6)) << np.uint64(26) | words[2:] >> np.uint64(6)
-    numbers = (mantissas.astype(np.float64) + 0.5) * 2.0**-52
-    return torch.from_numpy(numbers.transpose(2, 1, 0).reshape(len(seeds), -1)[:, :size])
+    numbers: np.ndarray = (mantissas.astype(np.float64) + 0.5) * 2.0**-52
+    return numbers.transpose(2, 1, 0).reshape(len(seeds), -1)[:, :size]
 
 
 def _words(keys: np.ndarray, steps: np.ndarray, stream: int, blocks: int) -> np.ndarray:
@@ -109,22 +135,24 @@ class Ahead:
         self._rows = np.arange(size)
         self._tables: dict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
-    def uniforms(self, seeds: np.ndarray, steps: np.ndarray, stream: int, size: int) -> Tensor:
-        """As the function of this name, for `self.size` rows."""
+    def uniforms(self, seeds: np.ndarray, steps: np.ndarray, stream: int, size: int) -> np.ndarray:
+        """As the function of this name, for `self.size` rows, and as an array."""
         if (stream, size) not in self._tables:
             first = np.full(self.size, -_AHEAD)
             table = np.empty((self.size, _AHEAD, size))
             self._tables[stream, size] = np.zeros(self.size, dtype=np.uint64), first, table
         known, first, table = self._tables[stream, size]
         column = steps - first
-        stale = np.flatnonzero((known != seeds) | (column < 0) | (column >= _AHEAD))
-        if stale.size:
+        old = (known != seeds) | (column < 0) | (column >= _AHEAD)
+        if old.any():
+            stale = np.flatnonzero(old)
             known[stale], first[stale] = seeds[stale], steps[stale]
             column[stale] = 0
             following = steps[stale, np.newaxis] + np.arange(_AHEAD)
-            fresh = uniforms(np.repeat(seeds[stale], _AHEAD), following.ravel(), stream, size)
-            table[stale] = fresh.numpy().reshape(stale.size, _AHEAD, size)
-        return torch.from_numpy(table[self._rows, column])
+            fresh = _uniforms(np.repeat(seeds[stale], _AHEAD), following.ravel(), stream, size)
+            table[stale] = fresh.reshape(stale.size, _AHEAD, size)
+        numbers: np.ndarray = table[self._rows, column]
+        return numbers
 
 
 def draw(
@@ -169,10 +197,13 @@ class _Noise:
 
     def take(self, shape: torch.Size) -> Tensor:
         """Uniform numbers of shape (N, ...)."""
+        return torch.from_numpy(self.take_array(shape))
+
+    def take_array(self, shape: torch.Size) -> np.ndarray:
         stream = self.stream + (self.parts << 8)
         self.parts += 1
-        make: Any = uniforms if self.ahead is None else self.ahead.uniforms
-        numbers: Tensor = make(self.seeds, self.steps, stream, shape[1:].numel())
+        make: Any = _uniforms if self.ahead is None else self.ahead.uniforms
+        numbers: np.ndarray = make(self.seeds, self.steps, stream, shape[1:].numel())
         return numbers.reshape(shape)
 
     def standard_normals(self, shape: torch.Size) -> Tensor:
@@ -236,9 +267,9 @@ def _inner(distribution: Any, shape: torch.Size) -> torch.Size:
 
 def _category(probs: Tensor, shape: torch.Size, noise: _Noise) -> Tensor:
     # NumPy's small operations take a fraction of torch's time.
-    cumulative = probs.numpy().cumsum(-1, dtype=np.float64)
+    cumulative = np.add.accumulate(probs.numpy(), axis=-1, dtype=np.float64)
     total = cumulative[..., -1:]
-    threshold = noise.take(shape).numpy()[..., np.newaxis] * total
+    threshold = noise.take_array(shape)[..., np.newaxis] * total
     # `< total`, so that rounding can never select a category past the last possible one.
     passed = (cumulative <= threshold) & (cumulative < total)
     return torch.from_numpy(passed.argmin(-1))  # the first that was not

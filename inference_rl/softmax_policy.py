@@ -56,7 +56,8 @@ class SoftmaxPolicy(Policy):
         actions = architecture.actions
         self.sizes: list[int] = actions.get("sizes") or [actions["size"]]
         self._combined = actions["kind"] == "multi-discrete"
-        self._prior = prior
+        # A function, and not the prior: copies of a policy are not to copy a prior, or its model.
+        self._prior = None if prior is None else lambda state: prior(state)
         if support is None:
             assert log_prior is not None
             self.register_buffer("log_prior", log_prior.to(torch.get_default_dtype()))

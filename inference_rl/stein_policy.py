@@ -72,7 +72,9 @@ class SteinPolicy(Policy):
                 "give it as prior=..."
             )
         box = Box(-1.0, 1.0, (self.dim,), np.float32)
-        self._prior = UniformPrior(box) if support is None or prior is None else prior
+        rho = UniformPrior(box) if prior is None else prior
+        # A function, and not the prior: copies of a policy are not to copy a prior, or its model.
+        self._prior = lambda state: rho(state)
 
     @classmethod
     def described_by(

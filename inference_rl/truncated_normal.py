@@ -77,7 +77,7 @@ class TruncatedNormal(TorchDistribution):
         """log of the mass over the density at the box's highest point, which is never far off."""
         reference = upper.clamp(max=0.0)
         # A narrow box by quadrature; the rest of a tail by Mills' ratio; the body by erf.
-        nodes, weights = (torch.as_tensor(x, dtype=upper.dtype) for x in _GAUSS_LEGENDRE)
+        nodes, weights = (upper.new_tensor(x) for x in _GAUSS_LEGENDRE)
         at = upper.unsqueeze(-1) - width.clamp(max=1.0).unsqueeze(-1) * nodes
         reference_ = reference.unsqueeze(-1)
         heights = torch.exp(-0.5 * (at - reference_) * (at + reference_))
@@ -119,7 +119,7 @@ class TruncatedNormal(TorchDistribution):
         reach = (highest.square() + 2 * _NEGLIGIBLE).sqrt() - highest
         reach = 2 * _NEGLIGIBLE / reach
         top, bottom = torch.minimum(above, reach), torch.minimum(width - above, reach)
-        nodes, weights = (torch.as_tensor(x, dtype=upper.dtype) for x in _FINE_GAUSS_LEGENDRE)
+        nodes, weights = (upper.new_tensor(x) for x in _FINE_GAUSS_LEGENDRE)
         at = top.unsqueeze(-1) - (top + bottom).unsqueeze(-1) * nodes
         drop = 0.5 * at * (at + 2 * highest.unsqueeze(-1))
         heights = weights * torch.exp(-drop)
@@ -129,7 +129,7 @@ class TruncatedNormal(TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
-        return self.icdf(torch.rand(shape, dtype=self.loc.dtype))
+        return self.icdf(torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device))
 
     def icdf(self, value: Tensor) -> Tensor:
         """The quantile function, with gradients to `loc` and `scale`.

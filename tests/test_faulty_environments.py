@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
-from inference_rl import PolicyGradient, infer, load_target
+from inference_rl import PCL, REPS, PolicyGradient, infer, load_target
 from inference_rl.cli import main
 from inference_rl.inference import policy_gradient
 from inference_rl.inference.setup import resume
@@ -77,12 +78,41 @@ class Fragile(gymnasium.Env[Any, Any]):
         return changed.get(self.fault, told)
 
 
+class Remote(Fragile):
+    """Asks a process of its own, which is killed where the other fails."""
+
+    asked: ClassVar[list[subprocess.Popen[bytes]]] = []
+
+    def __init__(self) -> None:
+        pipe = subprocess.PIPE
+        self.simulator = subprocess.Popen(["cat"], stdin=pipe, stdout=pipe, bufsize=0)
+        self.asked.append(self.simulator)
+
+    def _failing(self, told: Any) -> Any:
+        self.simulator.kill()
+        self.simulator.wait()
+        return told
+
+    def step(self, action: int) -> Any:
+        told = super().step(action)
+        assert self.simulator.stdin is not None
+        assert self.simulator.stdout is not None
+        self.simulator.stdin.write(b"%d" % action)
+        assert self.simulator.stdout.read(1) == b"%d" % action
+        return told
+
+    def close(self) -> None:
+        self.simulator.kill()
+        self.simulator.communicate()
+
+
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gymnasium.register("Fragile-v0", Fragile, max_episode_steps=30)
     gymnasium.register("Endless-v0", Fragile)
+    gymnasium.register("Remote-v0", Remote, max_episode_steps=30)
     yield
-    for name in ("Fragile-v0", "Endless-v0"):
+    for name in ("Fragile-v0", "Endless-v0", "Remote-v0"):
         gymnasium.registry.pop(name)
 
 
@@ -132,6 +162,33 @@ def test_a_fault_is_named_and_the_run_goes_on_once_it_is_mended(
     resume(run).save(run)
     for name in ("policy.safetensors", "messages.safetensors", "metrics.jsonl"):
         assert (run / name).read_bytes() == (whole / name).read_bytes()
+
+
+BY_EPISODES = {name: value for name, value in SETTINGS.items() if name != "steps_per_round"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "saved"),  # rounds of ten steps of each of two slots, or of twelve: an episode
+    [
+        (PolicyGradient(**SETTINGS), 140),
+        (PCL(**SETTINGS), 140),
+        (REPS(**BY_EPISODES, feature_count=10), 144),
+    ],
+)
+def test_a_simulator_that_dies_is_named_and_every_routine_saves_what_it_learned(
+    settings: Any, saved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Remote, "asked", [])
+    model = load_target("Remote-v0")
+    said = r"Remote-v0, slot 0 \(episode seed \d+\), step 4: step raised BrokenPipeError: .*pipe"
+    with pytest.raises(EnvironmentFault, match=said):
+        infer(model, settings, directory=tmp_path)
+    assert len(Remote.asked) >= 2
+    assert all(simulator.returncode is not None for simulator in Remote.asked)
+    assert checkpoints.load(tmp_path)[0] == saved
+    monkeypatch.setattr(Remote, "_failing", lambda self, told: told)
+    resumed = infer(model, settings, directory=tmp_path)
+    assert resumed.metrics == infer(model, settings).metrics
 
 
 def test_an_environment_that_never_ends_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:

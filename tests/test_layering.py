@@ -24,6 +24,7 @@ LAYERS = [
         "policies",
         "networks",
         "action_values",
+        "learned_prior",
         "features",
         "feature_policies",
         "contextual_policy",

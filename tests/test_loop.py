@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pyro.distributions as dist
 import pytest
@@ -37,10 +38,25 @@ COMMON = {
     "evaluate_every": 300,
     "evaluation_episodes": 2,
 }
-LEARNED: dict[str, tuple[dict[str, int], list[str]]] = {
+FIXED_WIDTH = {
+    "steps_per_round": 10,
+    "warmup_steps": 200,
+    "batch_size": 16,
+    "updates_per_step": 0.1,
+    "replay_capacity": 600,
+    "final_temperature": 0.01,
+    "final_width": 0.1,
+}
+LEARNED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "sac": (
+        {"warmup_steps": 200, "steps_per_round": 4, "batch_size": 16, "replay_capacity": 400},
+        ["chain", "Pendulum-v1"],
+    ),
     "policy-gradient": ({"steps_per_round": 10}, ["chain", "CartPole-v1"]),
     "pcl": ({"steps_per_round": 10, "replay_capacity": 300}, ["CartPole-v1"]),
     "reps": ({"epsilon": 0.1}, ["chain", "Pendulum-v1", "CartPole-v1"]),
+    "soft-ddpg": (FIXED_WIDTH, ["Pendulum-v1"]),
+    "soft-td3": (FIXED_WIDTH, ["Pendulum-v1"]),
     "sql": (
         {"steps_per_round": 10, "warmup_steps": 200, "updates_per_step": 0.1, "batch_size": 32},
         ["CartPole-v1"],
@@ -51,7 +67,7 @@ LEARNED: dict[str, tuple[dict[str, int], list[str]]] = {
 SETTINGS = COMMON | LEARNED["policy-gradient"][0]
 
 
-def as_options(settings: dict[str, int]) -> list[str]:
+def as_options(settings: dict[str, Any]) -> list[str]:
     pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in settings.items())
     return [word for pair in pairs for word in pair]
 
@@ -93,8 +109,17 @@ def begun(complete: Path, tmp_path: Path) -> Path:
     return run
 
 
+ALIKE = {"soft-ddpg": [pytest.mark.slow]}
+"""Routines whose learner is that of another one here."""
+
+
 @pytest.mark.parametrize(
-    ("routine", "target"), [(name, at) for name, (_, targets) in LEARNED.items() for at in targets]
+    ("routine", "target"),
+    [
+        pytest.param(name, at, marks=ALIKE.get(name, []))
+        for name, (_, targets) in LEARNED.items()
+        for at in targets
+    ],
 )
 def test_stopped_anywhere_any_number_of_times(
     routine: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -417,7 +442,7 @@ def test_a_module_of_the_users_own_is_learned_and_resumed(
         InferenceResult.load(tmp_path / "run")
 
 
-@pytest.mark.parametrize("routine", [r for r in LEARNED if r != "sql"])  # whose policy is Q itself
+@pytest.mark.parametrize("routine", [n for n in LEARNED if hasattr(routine_class(n), "policy")])
 def test_a_module_of_the_users_own_stays_as_it_was(routine: str) -> None:
     module = Preference()
     made = routine_class(routine)(**COMMON | LEARNED[routine][0], policy=module)

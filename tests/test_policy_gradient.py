@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,7 @@ from inference_rl import (
 )
 from inference_rl.inference.exact_finite import _objective, objective_parts
 from inference_rl.inference.policy_gradient import advantages, entropy_bonus_loss, score_loss
-from inference_rl.learning.collection import Collector
+from inference_rl.learning.collection import Collector, Segment
 from inference_rl.networks import Architecture, NetworkPolicy, described
 from inference_rl.simulate import GymnasiumModel, environments
 from inference_rl.temperature import default_target_entropy
@@ -83,22 +84,36 @@ TWINS = {
 }
 
 
-@pytest.mark.parametrize("uniform", [False, True])
+SLOTS = 4000
+
+
+@functools.lru_cache(maxsize=1)
+def experience(
+    seed: int, uniform: bool
+) -> tuple[FiniteModel, NetworkPolicy, list[tuple[Segment, Tensor]]]:
+    """A random model, a policy, and ten rounds of its episodes with their log-probabilities."""
+    given = model(seed, uniform=uniform)
+    policy = policy_for(given)
+    collector = Collector(environments(given, SLOTS), 11)
+    rounds = [collector.collect_episodes(policy) for _ in range(10)]
+    return (
+        given,
+        policy,
+        [(data, policy(data.state, data.step).log_prob(data.action)) for data in rounds],
+    )
+
+
 @pytest.mark.parametrize("twin", list(TWINS))
 @pytest.mark.parametrize("baseline", [0.0, 1.5])
-def test_gradient_is_unbiased(twin: str, uniform: bool, baseline: float) -> None:
+@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_gradient_is_unbiased(twin: str, uniform: bool, baseline: float, seed: int) -> None:
     if twin == "no prior" and uniform:
         pytest.skip("the uniform prior is a constant, which changes J and no gradient but at ends")
     changed = TWINS[twin]
-    given = model(uniform=uniform)
-    policy = policy_for(given)
-    slots, rounds = 4000, 10
-    collector = Collector(environments(given, slots), 11)
-    table = policy.parameters_of.table
+    given, policy, rounds = experience(seed, uniform)
     drawn = []
-    for _ in range(rounds):
-        data = collector.collect_episodes(policy)
-        log_prob = policy(data.state, data.step).log_prob(data.action)
+    for data, log_prob in rounds:
         divergence = log_prob.detach()
         if not changed.get("without_prior"):
             divergence = divergence - given.action_prior(data.state).log_prob(data.action)
@@ -116,9 +131,10 @@ def test_gradient_is_unbiased(twin: str, uniform: bool, baseline: float) -> None
         )
         power = 0 if changed.get("undiscounted") else data.step
         weight = DISCOUNT**power * data.valid * torch.ones_like(reward)
-        for part in torch.arange(slots).chunk(20):
+        for part in torch.arange(SLOTS).chunk(20):
             loss = score_loss(log_prob[:, part], advantage[:, part], weight[:, part] / len(part))
-            drawn.append(-torch.autograd.grad(loss, table, retain_graph=True)[0])
+            slope = torch.autograd.grad(loss, policy.parameters_of.table, retain_graph=True)[0]
+            drawn.append(-slope)
     sample = torch.stack(drawn)
     error = sample.std(0) / math.sqrt(len(sample))
     known = error > 1e-12
@@ -322,6 +338,25 @@ def test_a_squashed_gaussian_learns_and_is_evaluated() -> None:
     assert math.isfinite(result.metrics[-1]["deterministic"]["mean_return"])
     with pytest.raises(TypeError, match="policy: expected Outputs to return a distribution"):
         infer(Steered(Box(-1.0, 1.0, (2,))), dataclasses.replace(settings, policy=Outputs()))
+
+
+class PartlyFrozen(Squashed):
+    """A third, of which not all is to be learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2), requires_grad=False)
+
+    def forward(self, state: Tensor) -> TorchDistribution:
+        base = dist.Normal(self.loc.expand(*state.shape[:-1], 2), self.scale).to_event(1)
+        return dist.TransformedDistribution(base, [TanhTransform(cache_size=1)])
+
+
+def test_frozen_parameters_stay_as_they_are() -> None:
+    settings = PolicyGradient(policy=PartlyFrozen(), total_steps=256, evaluation_episodes=0)
+    learned = infer(Steered(Box(-1.0, 1.0, (2,))), settings).policy.module
+    assert learned.loc.all()
+    assert torch.equal(learned.scale, torch.ones(2))
 
 
 def test_forbidden_actions_are_never_taken() -> None:

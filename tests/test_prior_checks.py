@@ -16,6 +16,7 @@ from torch import Tensor
 from inference_rl import (
     PCL,
     REPS,
+    SAC,
     CategoricalPrior,
     EnvironmentModel,
     MaskPrior,
@@ -32,6 +33,7 @@ QUIET: dict[str, Any] = {"total_steps": 1, "environments": 2, "evaluation_episod
 ROUTINES = {
     "policy-gradient": PolicyGradient(**QUIET),
     "pcl": PCL(**QUIET, kind="trust"),
+    "sac": SAC(**QUIET, warmup_steps=100, batch_size=16),
     "reps": REPS(**QUIET),
 }
 

@@ -175,6 +175,18 @@ def test_continuous_actions_in_discrete_states(make: Callable[[Any], Any]) -> No
     assert factor.log_prob(factor.sample()).dtype == torch.float64
 
 
+def test_uniform_choices_are_a_categorical_distribution() -> None:
+    found = UniformPrior(THREE)(torch.zeros(4, 2, dtype=torch.long))
+    known = dist.Categorical(probs=torch.full((4, 2, 3), 1 / 3))
+    for value in (torch.tensor(2), torch.ones(4, 2), torch.zeros(3, 1, 1, dtype=torch.long)):
+        torch.testing.assert_close(found.log_prob(value), known.log_prob(value))
+    torch.testing.assert_close(found.entropy(), known.entropy())
+    assert torch.equal(found.enumerate_support(), known.enumerate_support())
+    assert found.expand((5, 4, 2)).log_prob(torch.zeros(5, 4, 2)).shape == (5, 4, 2)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        found.log_prob(torch.full((4, 2), 3))
+
+
 def test_uniform_density_is_two_to_the_minus_d() -> None:
     factor = UniformPrior(PLANE)(torch.zeros(3))
     assert float(factor.log_prob(torch.tensor([0.3, -1.0]))) == pytest.approx(-2 * math.log(2))

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inference_rl import PCL, REPS, SQL, PolicyGradient
+from inference_rl import PCL, REPS, SAC, SQL, PolicyGradient, SoftDDPG, SoftTD3
 
-ROUTINES = [PolicyGradient, PCL, REPS, SQL]
+TUNED = [SAC, SQL, PolicyGradient, PCL, REPS]
+"""Their temperature may tune itself, and their policy be a module of one's own, but for SQL's."""
+
+ROUTINES = [*TUNED, SoftDDPG, SoftTD3]
 
 OF_ALL = [
     ({"activation": "gelu"}, r"activation: expected one of 'tanh', 'relu', 'silu', got 'gelu'"),
@@ -22,13 +25,24 @@ OF_ALL = [
     ({"learning_rate": 0}, "^learning_rate: expected a number > 0, got 0"),
     ({"learning_rate": "fast"}, "^learning_rate: expected a finite number, got 'fast'"),
     ({"learning_rate": None}, "^learning_rate: expected a finite number, got None"),
-    ({"temperature_learning_rate": 0}, "temperature_learning_rate: expected a number > 0, got 0"),
-    ({"temperature": True}, "temperature: expected a finite number or 'auto', got True"),
-    ({"target_entropy": math.nan, "temperature": "auto"}, "target_entropy: .* or None, got nan"),
+    ({"temperature": True}, "temperature: expected a finite number.* got True"),
     ({"tensorboard": 1}, "tensorboard: expected True or False, got 1"),
     ({"scale_observations": "no"}, "scale_observations: expected True or False, got 'no'"),
 ]
+OF_TUNED = [
+    ({"temperature_learning_rate": 0}, "temperature_learning_rate: expected a number > 0, got 0"),
+    ({"temperature": True}, "temperature: expected a finite number or 'auto', got True"),
+    ({"target_entropy": math.nan, "temperature": "auto"}, "target_entropy: .* or None, got nan"),
+]
 OF_ONE: list[tuple[Any, dict[str, Any], str]] = [
+    (SAC, {"batch_size": 0}, "batch_size: expected a number >= 1, got 0"),
+    (SAC, {"replay_capacity": 0}, "replay_capacity: expected a number >= 1, got 0"),
+    (SAC, {"target_rate": 1.5}, r"target_rate: expected a number in \[0, 1\], got 1.5"),
+    (SAC, {"target_rate": 0.0}, "target_rate: expected a number > 0, got 0.0"),
+    (SAC, {"updates_per_step": 0.0}, "updates_per_step: expected a number > 0, got 0.0"),
+    (SAC, {"compile": "yes"}, "compile: expected one of 'auto', 'on', 'off', got 'yes'"),
+    (SAC, {"device": "tpu"}, "device: expected one of 'cpu', 'cuda', got 'tpu'"),
+    (SAC, {"greatest_temperature": 0.5}, "initial_temperature: expected a number in .* got 1.0"),
     (PolicyGradient, {"estimator": "pathwse"}, "estimator: expected one of 'score', .*'pathwse'"),
     (PolicyGradient, {"baseline": "lerned"}, "baseline: expected one of 'learned', 'none', got"),
     (PolicyGradient, {"steps_per_round": 2.5}, "steps_per_round: expected a whole number, got 2.5"),
@@ -49,6 +63,10 @@ OF_ONE: list[tuple[Any, dict[str, Any], str]] = [
     (REPS, {"context": 3}, "context: expected a tuple in which each is a whole number, got 3"),
     (REPS, {"covariance": "whole"}, "covariance: expected one of 'diagonal', 'full', got"),
     (REPS, {"epsilon": math.inf}, "epsilon: expected a finite number, got inf"),
+    (SoftDDPG, {"width": True}, "width: expected a finite number, got True"),
+    (SoftDDPG, {"compile": "yes"}, "compile: expected one of 'auto', 'on', 'off', got 'yes'"),
+    (SoftTD3, {"smoothing": None}, "smoothing: expected a finite number, got None"),
+    (SoftTD3, {"policy_every": 1.5}, "policy_every: expected a whole number, got 1.5"),
 ]
 
 
@@ -59,13 +77,20 @@ def test_what_all_have(routine: Any, settings: dict[str, Any], said: str) -> Non
         routine(**settings)
 
 
+@pytest.mark.parametrize("routine", TUNED)
+@pytest.mark.parametrize(("settings", "said"), OF_TUNED)
+def test_what_those_have_that_are_tuned(routine: Any, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        routine(**settings)
+
+
 @pytest.mark.parametrize(("routine", "settings", "said"), OF_ONE)
 def test_what_one_has(routine: Any, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         routine(**settings)
 
 
-@pytest.mark.parametrize("routine", ROUTINES)
+@pytest.mark.parametrize("routine", TUNED)
 def test_what_is_meant_is_taken(routine: Any) -> None:
     routine(
         temperature="auto",

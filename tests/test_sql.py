@@ -85,7 +85,6 @@ CASES: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:the program cannot be recorded")
 @pytest.mark.parametrize("case", list(CASES))
 def test_policies_are_saved_and_loaded_with_all_that_they_are_made_of(
     case: str, tmp_path: Path

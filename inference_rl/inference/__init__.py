@@ -34,6 +34,8 @@ ROUTINES = {
     "policy-gradient": "inference_rl.inference.policy_gradient:PolicyGradient",
     "pcl": "inference_rl.inference.pcl:PCL",
     "reps": "inference_rl.inference.reps:REPS",
+    "soft-ddpg": "inference_rl.inference.soft_ddpg:SoftDDPG",
+    "soft-td3": "inference_rl.inference.soft_td3:SoftTD3",
 }
 """Names on the command line, and where their settings live."""
 

@@ -35,6 +35,10 @@ def check_temperature(settings: Any) -> None:
             "target_entropy and target_divergence go with temperature='auto', got temperature "
             f"{temperature}"
         )
+    _check_annealing(temperature, final)
+
+
+def _check_annealing(temperature: float, final: float | None) -> None:
     if final is not None and 0 in (temperature, final):
         raise ValueError("final_temperature: annealing is geometric, expected both ends above 0")
 
@@ -131,3 +135,26 @@ def check_off_policy(settings: Any) -> None:
         target_rate=(0, 1),
     )
     check_positive(settings, "updates_per_step", "target_rate")
+    first = max(settings.warmup_steps, settings.environments * settings.steps_per_round)
+    for name, least in (("warmup_steps", first), ("replay_capacity", settings.replay_capacity)):
+        if least < settings.batch_size:
+            raise ValueError(
+                f"{name}: expected at least the {settings.batch_size} transitions of batch_size, "
+                f"to draw the first update from, got {getattr(settings, name)}"
+            )
+
+
+def check_fixed_width(settings: Any) -> None:
+    """:raises ValueError: a setting of a routine whose guide has a fixed width is out of its range,
+    or of another kind than its field says."""
+    if settings.temperature == "auto":
+        raise ValueError(
+            "temperature: expected a number, got 'auto', but a guide of fixed width has no entropy "
+            "that follows the temperature; give a number, or use sac"
+        )
+    check_off_policy(settings)
+    check_ranges(settings, temperature=(0, None), final_temperature=(0, None), samples=(2, None))
+    _check_annealing(settings.temperature, settings.final_temperature)
+    check_positive(settings, "learning_rate", "value_learning_rate", "width")
+    if settings.final_width is not None:
+        check_positive(settings, "final_width")

@@ -49,12 +49,14 @@ def networks(
 ) -> tuple[Policy, Architecture]:
     """A policy for `model`, as `settings` want it, and what networks beside it are made of.
 
-    :param logit_scale: reward units. :param squashed: see `Architecture`.
+    :param logit_scale: reward units. :param squashed: those of a box; see `Architecture`.
 
     The built-in policy never takes discrete actions that `prior` forbids: by a table where states
     are discrete or the prior is the same in all of them, else by asking the prior, unless it is
     known to forbid nothing.
     """
+    from gymnasium.spaces import Box
+
     from inference_rl.networks import Architecture, ModulePolicy, NetworkPolicy, described
 
     allowed, support = _restriction(model, prior)
@@ -68,7 +70,7 @@ def networks(
         masked=allowed is not None,
         support=support,
         logit_scale=logit_scale,
-        squashed=squashed,
+        squashed=squashed and isinstance(model.action_space, Box),
     )
     if settings.policy is None:
         return NetworkPolicy(architecture, allowed, prior if support else None), architecture
@@ -228,9 +230,13 @@ class Tempering:
     def temperature(self) -> float:
         return self._how.temperature(self._state, self._steps)
 
+    def advance(self, steps: int) -> None:
+        """After `steps` environment steps."""
+        self._steps += steps
+
     def update(self, divergence: Tensor, steps: int) -> None:
         """After a round of `steps` environment steps, at a mean `divergence` from the prior."""
-        self._steps += steps
+        self.advance(steps)
         self._state = self._how.update(self._state, as_number(divergence))
 
     def state_dict(self) -> dict[str, Any]:
@@ -311,7 +317,7 @@ def observe(data: Segment, *modules: nn.Module) -> None:
     for module in modules:
         for part in module.modules():
             if isinstance(part, ObservationScaling):
-                part.update(data.state[data.valid])
+                part.update(data.state[data.valid].to(part.mean.device))
 
 
 def decay(optimiser: torch.optim.Optimizer, done: float) -> None:
@@ -332,19 +338,21 @@ def descend(
     """
     import torch
 
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
+    # Without the bookkeeping of `backward` and `zero_grad`, which on small networks takes long.
+    slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, slope in zip(parameters, slopes, strict=True):
+        parameter.grad = slope
     norms = {}
     names = ("gradient_norm", "value_gradient_norm")
     for name, group in zip(names, optimiser.param_groups, strict=False):
         gradients = [p.grad for p in group["params"] if p.grad is not None]
         if not gradients:
             continue
-        # As torch.nn.utils.clip_grad_norm_ does, which takes three times as long on small networks.
+        # As torch.nn.utils.clip_grad_norm_ does, which takes three times as long there.
         norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
         if max_norm is not None and norm > max_norm:
-            for gradient in gradients:
-                gradient.mul_(max_norm / norm)
+            torch._foreach_mul_(gradients, max_norm / norm)
         norms[name] = norm
     optimiser.step()
     return norms
@@ -417,6 +425,7 @@ def run(
             module.requires_grad_(False)
     if progress is not None:
         progress("estimating the objective")
+    rho = getattr(learner, "prior", rho)  # which may have been learned
     episodes = sampled_parts(model, learner.policy, rho, derived(seed, "objective"))
     temperature = learner.tempering.temperature
     objective, standard_error = estimated_objective(episodes, temperature)

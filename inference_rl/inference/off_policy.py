@@ -7,9 +7,11 @@ Losses run their small Pyro programs; they are recorded as tensor operations, se
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -20,10 +22,10 @@ from inference_rl.environment import EnvironmentModel
 from inference_rl.inference import learned
 from inference_rl.learning.collection import Collector, Segment
 from inference_rl.learning.replay import PathReplay
-from inference_rl.learning.tracing import Graph, can_compile
+from inference_rl.learning.tracing import Graph, Tensors, can_compile
 from inference_rl.policies import Policy
 from inference_rl.priors import ActionPrior
-from inference_rl.randomness import derived
+from inference_rl.randomness import derived, torch_seeded
 
 WORTH_COMPILING = 40_000
 """Updates from which compiling, which takes up to a minute, saves more than that."""
@@ -35,7 +37,8 @@ class Batch(NamedTuple):
     :ivar state, next_state: (N, ...). :ivar action: (N, d); of discrete actions their number among
         all, (N,). :ivar reward: (N,), reward units. :ivar goes_on: (N,), 0 where the transition
         terminated and nothing follows, else 1; an episode that was cut goes on.
-    :ivar step: (N,), t within the episode.
+    :ivar step: (N,), t within the episode. :ivar next_step: that of the next state; after the last
+        step of a horizon, where nothing follows, the last.
     """
 
     state: Tensor
@@ -44,6 +47,7 @@ class Batch(NamedTuple):
     next_state: Tensor
     goes_on: Tensor
     step: Tensor
+    next_step: Tensor
 
 
 def residual_loss(q: Tensor, target: Tensor) -> Tensor:
@@ -94,6 +98,7 @@ class Learner:
     :param parts: in the order of their updates. Together they log `divergence`, by which the
         temperature is tuned.
     :param q: the message, for the result.
+    :param schedule: called with the environment steps so far, before the updates that follow them.
     :ivar policy: that which acts, on the CPU.
     """
 
@@ -108,9 +113,11 @@ class Learner:
         q: nn.Module,
         parts: dict[str, Part],
         lags: dict[str, Lag],
+        schedule: Callable[[int], None] | None = None,
     ) -> None:
         self.settings, self.model, self.prior, self.tempering = settings, model, prior, tempering
         self.parts, self.lags, self.q, self._learned = parts, lags, q, policy
+        self._schedule = schedule
         self.policy = policy if settings.device == "cpu" else copy.deepcopy(policy).to("cpu")
         self.replay = PathReplay(
             settings.replay_capacity, dtype=torch.get_default_dtype(), device=settings.device
@@ -122,6 +129,7 @@ class Learner:
         self.updates, self.steps, self.owed = 0, 0, 0.0
         self.seed = int(torch.randint(2**62, ()))
         self._strides = _strides(model)
+        self._threads = ThreadPoolExecutor(max(len(parts) - 1, 1))
         self._compile(self._wants_compiled())
 
     def _wants_compiled(self) -> bool:
@@ -151,12 +159,15 @@ class Learner:
         learned.observe(data, *modules, *(lag.behind for lag in self.lags.values()))
         self.replay.add(data)
         self.steps += data.steps
+        self.tempering.advance(data.steps)
+        if self._schedule is not None:
+            self._schedule(self.steps)
         numbers: dict[str, Tensor | float] = {}
         if self.steps >= self.settings.warmup_steps:
             self.owed += data.steps * self.settings.updates_per_step
             due = int(self.owed)
             self.owed -= due
-            with torch.random.fork_rng(devices=self._devices()):
+            with _one_thread_each():
                 for _ in range(due):
                     numbers |= self._update()
             if due:
@@ -174,26 +185,37 @@ class Learner:
         """One step of every part whose turn it is, on one batch."""
         self.updates += 1
         seed = derived(self.seed, f"update {self.updates}")
-        torch.manual_seed(seed)
         batch = self._batch(seed)
         temperature = self.tempering.temperature
-        given = torch.tensor(temperature, dtype=batch.reward.dtype, device=batch.reward.device)
+        given = (*batch, batch.reward.new_tensor(temperature))
+        due = [name for name, part in self.parts.items() if self.updates % part.every == 0]
         numbers: dict[str, Tensor | float] = {}
-        for name, part in self.parts.items():
-            if self.updates % part.every == 0:
-                numbers |= self._descend(name, part, batch, given)
+        with torch_seeded(seed, "cpu"):
+            if self.settings.side_by_side:
+                for name, found in self._side_by_side(due, given).items():
+                    numbers |= self._descend(name, found)
+            else:
+                for name in due:
+                    numbers |= self._descend(name, self._graphs[name](*given))
         if "divergence" in numbers:
-            self.tempering.update(torch.as_tensor(numbers["divergence"]), 1)
+            self.tempering.update(torch.as_tensor(numbers["divergence"]), 0)
         for lag in self.lags.values():
             if self.updates % lag.every == 0:
                 _follow(lag)
         return numbers
 
-    def _descend(
-        self, name: str, part: Part, batch: Batch, temperature: Tensor
-    ) -> dict[str, Tensor | float]:
-        parameters = list(part.module.parameters())
-        found = self._graphs[name](*batch, temperature)
+    def _side_by_side(self, names: list[str], given: Tensors) -> dict[str, Tensors]:
+        """What the graphs give, all but the last on threads of their own."""
+        runs = [self._graphs[name].prepared(*given) for name in names]
+        if not all(self._graphs[name].traced for name in names):
+            return {name: run() for name, run in zip(names, runs, strict=True)}
+        waiting = [self._threads.submit(run) for run in runs[:-1]]
+        last = runs[-1]()
+        return dict(zip(names, [*(future.result() for future in waiting), last], strict=True))
+
+    def _descend(self, name: str, found: Tensors) -> dict[str, Tensor | float]:
+        """A step of a part, by what its graph gave; numbers to log."""
+        parameters = list(self.parts[name].module.parameters())
         for parameter, gradient in zip(parameters, found, strict=False):
             parameter.grad = gradient
         self.optimisers[name].step()
@@ -206,7 +228,9 @@ class Learner:
         action = drawn.action[0]
         if self._strides is not None:
             action = (action * self._strides).sum(-1)
-        reward = drawn.reward[0]
+        reward, after = drawn.reward[0], drawn.step[0] + 1
+        if self.model.horizon is not None:
+            after = after.clamp(max=self.model.horizon - 1)
         return Batch(
             drawn.state[0],
             action,
@@ -214,10 +238,8 @@ class Learner:
             drawn.next_state[0],
             (~drawn.terminated[0]).to(reward.dtype),
             drawn.step[0],
+            after,
         )
-
-    def _devices(self) -> list[int]:
-        return [] if self.settings.device == "cpu" else [torch.cuda.current_device()]
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -265,6 +287,18 @@ def _gradients(part: Part, names: list[str]) -> Callable[..., tuple[Tensor, ...]
         return (*gradients, loss.detach(), norm, *(value.detach() for value in logged.values()))
 
     return run
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Networks of this size gain nothing from a second thread for each of their operations, and
+    lose up to a factor of ten where another process needs its core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _follow(lag: Lag) -> None:

@@ -184,13 +184,14 @@ def advantages(
     """
     import torch
 
-    change = reward + discount * next_value * ~terminated - value
-    carried = (~ended).to(change.dtype) * (discount * trace_decay)
     # In NumPy, whose small operations take a fraction of torch's time.
-    advantage, rest = change.cpu().numpy(), carried.cpu().numpy()
+    given = (reward, value, next_value, terminated, ended)
+    paid, before, after, is_last, is_over = (part.cpu().numpy() for part in given)
+    advantage = paid + discount * after * ~is_last - before
+    carried = (~is_over).astype(advantage.dtype) * (discount * trace_decay)
     for t in range(len(advantage) - 2, -1, -1):
-        advantage[t] += rest[t] * advantage[t + 1]
-    return torch.from_numpy(advantage).to(change.device)
+        advantage[t] += carried[t] * advantage[t + 1]
+    return torch.from_numpy(advantage).to(reward.device)
 
 
 def score_loss(log_prob: Tensor, advantage: Tensor, weight: Tensor) -> Tensor:
@@ -372,9 +373,9 @@ class _Learner:
         if self.scaled:
             learned.observe(data, *self._modules())
         distribution = self.policy(data.state, data.step)
-        idle = ~data.valid  # where the action that stands there may even be forbidden
-        log_prob = distribution.log_prob(data.action).masked_fill(idle, 0.0)
-        divergence = log_prob.detach() - learned.log_prior(self.prior, data).masked_fill(idle, 0.0)
+        # Where nothing was left to do, the action that stands there may even be forbidden.
+        log_prob = data.masked(distribution.log_prob(data.action))
+        divergence = log_prob.detach() - data.masked(learned.log_prior(self.prior, data))
         share = data.valid.to(log_prob.dtype) / data.steps
         if self.value is None:
             value = next_value = log_prob.new_zeros(log_prob.shape)

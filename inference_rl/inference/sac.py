@@ -10,7 +10,9 @@ after one step, and Q stands for that step and all that follow (`decision`).
 3. The gap of 1 is α · KL(π(·|s) ‖ ρ e^{Q/α}/Z): who raises the bound projects π onto the posterior
    of the decision (eq. 10). Through the draw where actions are continuous (eqs. 11-13); as a sum
    over all of them where they are not (1910.07207, eq. 12).
-4. Temperature: α minimises the dual E V_α + α · target, down whose gradient, target − KL(π ‖ ρ),
+4. With `learn_prior`, ρ(a) is fitted to the policy's actions: of the divergence that leaves the
+   mutual information of states and actions (Grau-Moya et al. 2019, §3).
+5. Temperature: α minimises the dual E V_α + α · target, down whose gradient, target − KL(π ‖ ρ),
    log α takes a step of Adam (1812.05905, eq. 18, has the entropy).
 
 An update is: Q, then π, then α, then the lagging Q.
@@ -23,7 +25,8 @@ Departures from 1812.05905:
    the guide with the two Qs. That is no part of the inference: it biases Q downwards.
 
 Haarnoja, Zhou, Abbeel and Levine (2018), arXiv:1801.01290. Haarnoja et al. (2018),
-arXiv:1812.05905. Christodoulou (2019), arXiv:1910.07207.
+arXiv:1812.05905. Christodoulou (2019), arXiv:1910.07207. Grau-Moya, Leibfried and Vrancx (2019),
+"Soft Q-learning with mutual-information regularization", ICLR.
 """
 
 from __future__ import annotations
@@ -83,8 +86,11 @@ class SAC:
     """Transitions of an update."""
     replay_capacity: int = 1_000_000
     """Environment steps that are kept."""
+    learn_prior: bool = False
+    """In place of the prior one of actions alone, learned beside the policy: a price on mutual
+    information of states and actions."""
     learning_rate: float = 3e-4
-    """Of the policy (Adam)."""
+    """Of the policy, and of a learned prior (Adam)."""
     value_learning_rate: float = 3e-4
     """Of Q (Adam)."""
     target_rate: float = 0.005
@@ -97,6 +103,8 @@ class SAC:
     """To zero mean and unit variance, as seen so far; saved with the policy."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Updates to machine code; auto: where the run is long enough, and there is a C++ compiler."""
+    side_by_side: bool = True
+    """Steps of Q and policy from the same parameters, at the same time, in place of in turn."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where updates run; environments are on the CPU."""
     evaluate_every: int = 20_000
@@ -125,6 +133,8 @@ class SAC:
             "least_temperature",
             "greatest_temperature",
         )
+        bounds = self.least_temperature, self.greatest_temperature
+        checks.check_ranges(self, initial_temperature=bounds)
 
     def run(
         self,
@@ -153,6 +163,15 @@ class SAC:
         return off_policy.messages(tensors, policy, CRITICS)
 
 
+def _check_uniform(model: EnvironmentModel, prior: ActionPrior) -> None:
+    """:raises ValueError: there is a prior that a learned one would take the place of."""
+    if not learned.is_uniform(model, prior):
+        raise ValueError(
+            "learn_prior: expected no other prior beside the one that is learned, got "
+            f"{type(prior).__name__}; leave one of them out"
+        )
+
+
 def _learner(settings: SAC, model: EnvironmentModel, prior: ActionPrior) -> Learner:
     import copy
 
@@ -168,9 +187,15 @@ def _learner(settings: SAC, model: EnvironmentModel, prior: ActionPrior) -> Lear
         residual_loss,
         soft_target,
     )
+    from inference_rl.learned_prior import LearnedPrior
+    from inference_rl.priors import moved
 
     space, discount = model.action_space, float(model.discount)
     policy, architecture = learned.networks(settings, model, prior, squashed=True)
+    if settings.learn_prior:
+        _check_uniform(model, prior)
+        prior = LearnedPrior(space)
+    there = moved(prior, settings.device)
     q = ActionValues(architecture, CRITICS)
     lagging = copy.deepcopy(q).requires_grad_(False)
     for module in (policy, q, lagging):
@@ -188,7 +213,7 @@ def _learner(settings: SAC, model: EnvironmentModel, prior: ActionPrior) -> Lear
         return decide(
             state,
             lambda _: policy(state, step),
-            prior,
+            there,
             message,
             temperature=temperature,
             action_space=space,
@@ -197,7 +222,7 @@ def _learner(settings: SAC, model: EnvironmentModel, prior: ActionPrior) -> Lear
 
     def critic_loss(batch: Batch, temperature: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            value = bound(decision(lagging, batch.next_state, batch.step + 1, temperature))[0]
+            value = bound(decision(lagging, batch.next_state, batch.next_step, temperature))[0]
         target = soft_target(batch.reward, batch.goes_on, value, discount)
         found = q(batch.state, batch.action, batch.step)
         return residual_loss(found, target), {"q": found.mean()}
@@ -206,7 +231,18 @@ def _learner(settings: SAC, model: EnvironmentModel, prior: ActionPrior) -> Lear
         value, entropy, divergence = bound(decision(q, batch.state, batch.step, temperature))
         return -value.mean(), {"entropy": entropy.mean(), "divergence": divergence.mean()}
 
+    def prior_loss(batch: Batch, temperature: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        divergence = bound(decision(q, batch.state, batch.step, temperature))[2]
+        return divergence.mean(), {}
+
     rates = settings.value_learning_rate, settings.learning_rate
+    known = [there] if isinstance(there, LearnedPrior) else []
+    parts = {
+        "q": Part(q, critic_loss, [lagging, policy, *known], rates[0]),
+        "policy": Part(policy, policy_loss, [q, *known], rates[1]),
+    }
+    if isinstance(there, LearnedPrior):
+        parts["prior"] = Part(there, prior_loss, [q, policy], rates[1])
     return Learner(
         settings,
         model,
@@ -214,9 +250,6 @@ def _learner(settings: SAC, model: EnvironmentModel, prior: ActionPrior) -> Lear
         learned.Tempering(settings, model, prior),
         policy=policy,
         q=q,
-        parts={
-            "q": Part(q, critic_loss, [lagging, policy], rates[0]),
-            "policy": Part(policy, policy_loss, [q], rates[1]),
-        },
+        parts=parts,
         lags={"q": Lag(lagging, q, settings.target_rate)},
     )

@@ -23,7 +23,7 @@ from inference_rl.inference.off_policy import (
     soft_target,
 )
 from inference_rl.networks import Architecture
-from inference_rl.priors import ActionPrior
+from inference_rl.priors import ActionPrior, moved
 from inference_rl.stein_policy import SteinPolicy, sampler_of
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def learner(
         prior=None if support is None else prior,
     )
     lagging = copy.deepcopy(q).requires_grad_(False)
+    there = moved(prior, settings.device)
     for module in (policy, lagging):
         module.to(settings.device)
     fixed = settings.particles // 2
@@ -106,8 +107,8 @@ def learner(
     def decisions(q: ActionValues, state: Tensor, step: Tensor, temperature: Tensor) -> Decide:
         return lambda actions: decide(
             state,
-            prior,
-            prior,
+            there,
+            there,
             lambda action: q(state, action, step).amin(0),
             temperature=temperature,
             action_space=space,
@@ -115,7 +116,7 @@ def learner(
         )
 
     def critic_loss(batch: Batch, temperature: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        step = batch.step + 1
+        step = batch.next_step
         with torch.no_grad():
             actions, log_density = proposals(policy, batch.next_state, step, settings)
             weighed = decisions(lagging, batch.next_state, step, temperature)(actions)

@@ -21,7 +21,7 @@ from inference_rl.inference.off_policy import (
     soft_target,
 )
 from inference_rl.networks import Architecture
-from inference_rl.priors import ActionPrior
+from inference_rl.priors import ActionPrior, moved
 from inference_rl.softmax_policy import SoftmaxPolicy
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def learner(
         prior=None if support is None else prior,
     )
     lagging = copy.deepcopy(q).requires_grad_(False)
+    there = moved(prior, settings.device)
     for module in (policy, lagging):
         module.to(settings.device)
     actions = actions.to(settings.device)
@@ -56,8 +57,8 @@ def learner(
         """:param values: of all actions, which come in this order, (N, A)."""
         return decide(
             state,
-            prior,
-            prior,
+            there,
+            there,
             lambda _: values.mT,
             temperature=temperature,
             action_space=space,
@@ -67,7 +68,7 @@ def learner(
     def loss(batch: Batch, temperature: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         values = q(batch.state, None, batch.step)
         with torch.no_grad():
-            following = lagging(batch.next_state, None, batch.step + 1).amin(0)
+            following = lagging(batch.next_state, None, batch.next_step).amin(0)
             value = evidence(decision(batch.next_state, following, temperature))
             here = decision(batch.state, values.amin(0), temperature)
             entropy, divergence = posterior(here)

@@ -10,6 +10,7 @@ replaying the actions of their current episodes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -46,15 +47,20 @@ class Segment:
     step: Tensor
     valid: Tensor
 
-    @property
+    @functools.cached_property
     def ended(self) -> Tensor:
         """(T, N): whether what follows in time is another episode."""
         return self.terminated | self.truncated
 
-    @property
+    @functools.cached_property
     def steps(self) -> int:
         """Steps taken."""
         return int(self.valid.sum())
+
+    def masked(self, values: Tensor) -> Tensor:
+        """`values`, (T, N), and zero where a slot had nothing left to do."""
+        is_whole = self.steps == self.valid.numel()
+        return values if is_whole else values.masked_fill(~self.valid, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +112,9 @@ class Collector:
         self._ahead = Ahead(size)
         self._ones = torch.ones(size, dtype=torch.bool)
         self._total = np.zeros(size)
-        self._actions: list[list[tuple[Tensor, int]]] = [[] for _ in range(size)]
-        """Of each slot's episode: batches of actions, and the slot's row in them."""
+        self._taken: list[Tensor] = []
+        """Actions of all slots, step by step: those of a slot's episode are its rows of the last
+        `_step[slot]`."""
         self._state: Tensor | None = None
         self.finished: list[Episode] = []
         self._mark()
@@ -126,8 +133,8 @@ class Collector:
             row = self._advance(policy, every)
             rows.append(row)
             self._state = row["next_state"]
-            over = np.flatnonzero(~self.environments.alive)
-            if over.size:
+            if not self.environments.alive.all():
+                over = np.flatnonzero(~self.environments.alive)
                 self._finish(over)
                 self._state = self._state.clone()
                 self._state[torch.from_numpy(over)] = self._begin_to_act(over)
@@ -194,43 +201,35 @@ class Collector:
         with torch.no_grad():
             distribution = policy(self._state, every)
             drawn = draw(distribution, self._seeds, self._step, ACTIONS, self._ahead)
-        state, action, steps = self._state, drawn, every
+        row = {"state": self._state, "action": drawn, "step": every, "valid": self._ones}
         if slots.size < self._step.size:
             here = torch.from_numpy(slots)
-            state, action, steps = state[here], action[here], steps[here]
-        outcome = self.environments.step(slots, action)
-        for i, slot in enumerate(slots.tolist()):
-            self._actions[slot].append((action, i))
+            row = {name: value[here] for name, value in row.items()}
+        outcome = self.environments.step(slots, row["action"])
+        self._taken.append(drawn)
         self._step[slots] += 1
         self._total[slots] += outcome.reward.numpy()
-        return {
-            "state": state,
-            "action": action,
-            "reward": outcome.reward,
-            "next_state": outcome.next_state,
-            "terminated": outcome.terminated,
-            "truncated": outcome.truncated,
-            "step": steps,
-            "valid": self._ones[: slots.size],
-        }
+        row["reward"], row["next_state"] = outcome.reward, outcome.next_state
+        row["terminated"], row["truncated"] = outcome.terminated, outcome.truncated
+        return row
 
     def _finish(self, slots: np.ndarray) -> None:
         for slot in slots:
             self.finished.append(
                 Episode(int(self._episode[slot]), float(self._total[slot]), int(self._step[slot]))
             )
-            self._actions[slot] = []
         self._episode[slots] += self.environments.size
         self._step[slots] = 0
         self._total[slots] = 0.0
 
     def _mark(self) -> None:
         """Remember where every slot is, should what is collected from here on be lost."""
+        del self._taken[: len(self._taken) - self._step.max()]
         self._marked: dict[str, Any] = {
             "episode": self._episode.copy(),
             "step": self._step.copy(),
             "total": self._total.copy(),
-            "actions": list(self._actions),
+            "taken": len(self._taken),
             "finished": len(self.finished),
             "state": self._state,
         }
@@ -243,11 +242,14 @@ class Collector:
         if not before:
             self._mark()
         at = self._marked
-        taken = [history[:t] for history, t in zip(at["actions"], at["step"], strict=True)]
+        taken = self._taken[: at["taken"]]
         return {
             "episode": torch.from_numpy(at["episode"]),
             "total": torch.from_numpy(at["total"]),
-            "actions": [_rows(pairs) if pairs else None for pairs in taken],
+            "actions": [
+                torch.stack([action[slot] for action in taken[-steps:]]) if steps else None
+                for slot, steps in enumerate(at["step"].tolist())
+            ],
             "finished": [dataclasses.astuple(e) for e in self.finished[: at["finished"]]],
             "state": at["state"],
         }
@@ -258,13 +260,10 @@ class Collector:
         :raises EnvironmentFault: an environment does not do again what it did.
         """
         self._episode[:] = state["episode"].numpy()
-        self._actions = [
-            [] if taken is None else [(taken, row) for row in range(len(taken))]
-            for taken in state["actions"]
-        ]
         self.finished = [Episode(*episode) for episode in state["finished"]]
-        self._step[:] = [len(taken) for taken in self._actions]
+        self._step[:] = [0 if taken is None else len(taken) for taken in state["actions"]]
         self._total[:] = state["total"].numpy()
+        self._taken = _side_by_side(state["actions"])
         if state["state"] is None:
             self._state = None
             return
@@ -279,9 +278,7 @@ class Collector:
             if t == longest:
                 break
             slots = np.flatnonzero(longest - self._step <= t)
-            began = longest - self._step[slots]
-            action = _rows([self._actions[i][t - k] for i, k in zip(slots, began, strict=True)])
-            outcome = self.environments.step(slots, action)
+            outcome = self.environments.step(slots, self._taken[t][torch.from_numpy(slots)])
             if not self.environments.alive[slots].all():
                 over = outcome.terminated | outcome.truncated
                 raise self._strayed(int(slots[over.numpy()][0]))
@@ -300,8 +297,17 @@ class Collector:
         )
 
 
-def _rows(pairs: list[tuple[Tensor, int]]) -> Tensor:
-    return torch.stack([batch[row] for batch, row in pairs])
+def _side_by_side(taken: list[Tensor | None]) -> list[Tensor]:
+    """The actions of each slot, (its steps, ...), step by step, so that all end together."""
+    some = [actions for actions in taken if actions is not None]
+    if not some:
+        return []
+    longest = max(map(len, some))
+    whole = some[0].new_zeros((longest, len(taken), *some[0].shape[1:]))
+    for slot, actions in enumerate(taken):
+        if actions is not None:
+            whole[longest - len(actions) :, slot] = actions
+    return list(whole)
 
 
 def _spread(value: Tensor, slots: Tensor, size: int) -> Tensor:

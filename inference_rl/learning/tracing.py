@@ -1,7 +1,10 @@
 """Tracing: a function that runs Pyro programs, as the tensor operations that it comes to.
 
 `Graph` runs the function once under `make_fx`, which records every operation, gradients among them,
-and from then on runs the record. Random numbers are drawn anew at each run, from torch's generator.
+and from then on runs the record. Its random numbers are drawn first, from torch's generator on the
+CPU, in the order in which the function draws them; the rest can then run at any time, on any
+thread.
+
 What is no tensor operation happens only while it is recorded: numbers from NumPy or Python's own
 generators, or what a program reads from elsewhere, would be frozen. So the record is compared with
 the function, on other inputs, parameters and noise, to the last bit, and whoever differs is run as
@@ -12,15 +15,18 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, nn
+import torch._inductor
+from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-Function = Callable[..., tuple[Tensor, ...]]
+from inference_rl.randomness import torch_seeded
+
+Tensors = tuple[Tensor, ...]
 
 
 class Graph:
@@ -34,24 +40,36 @@ class Graph:
     """
 
     def __init__(
-        self, function: Function, modules: Sequence[nn.Module], *, compiled: bool = False
+        self, function: Callable[..., Tensors], modules: Sequence[nn.Module], *, compiled: bool
     ) -> None:
         self._program = _Program(function, modules)
         self.compiled = compiled
         self.traced: bool | None = None
-        self._run: Callable[..., tuple[Tensor, ...]] | None = None
         self._tensors: list[Tensor] = []
+        self._noise: Callable[[], Tensors] | None = None
+        self._rest: Callable[..., Tensors] | None = None
 
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, *inputs: Tensor) -> Tensors:
+        return self.prepared(*inputs)()
+
+    def prepared(self, *inputs: Tensor) -> Callable[[], Tensors]:
+        """What gives the results when it is called: where the function was recorded, without
+        another look at torch's generator."""
         if self.traced is None:
             self._trace(inputs)
-        if self._run is None:
-            with pyro.validation_enabled(False):
-                found: tuple[Tensor, ...] = self._program(*inputs)
-                return found
-        return self._run(self._tensors, inputs)
+        if self._rest is None or self._noise is None:
+            return lambda: self._as_it_is(inputs)
+        rest, given = self._rest, (*self._tensors, *inputs, *self._noise())
+        return lambda: rest(*given)
 
-    def _trace(self, inputs: tuple[Tensor, ...]) -> None:
+    def _as_it_is(self, inputs: Tensors) -> Tensors:
+        # Validation asks questions about values, which cannot be recorded, and takes its time. What
+        # programs make, they make where the inputs are.
+        with pyro.validation_enabled(False), inputs[0].device:
+            found: Tensors = self._program(*inputs)
+            return found
+
+    def _trace(self, inputs: Tensors) -> None:
         named = {
             **dict(self._program.named_parameters()),
             **dict(self._program.named_buffers()),
@@ -59,72 +77,122 @@ class Graph:
         # The very tensors, without their place in a graph: whoever learns changes them in place.
         self._tensors = [tensor.detach() for tensor in named.values()]
 
-        def function(tensors: list[Tensor], given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        def function(*given: Tensor) -> Tensors:
+            tensors, rest = given[: len(named)], given[len(named) :]
             for tensor, original in zip(tensors, named.values(), strict=True):
                 tensor.requires_grad_(original.requires_grad)
             swapped = dict(zip(named, tensors, strict=True))
-            found: tuple[Tensor, ...] = torch.func.functional_call(self._program, swapped, given)
+            found: Tensors = torch.func.functional_call(self._program, swapped, rest)
             return tuple(part.detach() for part in found)
 
-        # Validation asks questions about values, which cannot be recorded.
-        with pyro.validation_enabled(False), torch.random.fork_rng(devices=_devices(inputs)):
-            try:
-                fresh = [tensor.detach().clone() for tensor in self._tensors]
-                graph = make_fx(function)(fresh, inputs)
-                graph.graph.eliminate_dead_code()
-                graph.recompile()
-                differs = self._differs(graph, function, inputs)
-            except Exception as error:
-                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            else:
-                reason = "it gives other numbers than the program" if differs else ""
+        device = inputs[0].device
+        try:
+            with pyro.validation_enabled(False), torch_seeded(0, device), device:
+                fresh = [tensor.clone() for tensor in self._tensors]
+                recorded = make_fx(function)(*fresh, *inputs)
+            noise, rest = _without_noise(recorded)
+            with pyro.validation_enabled(False), device:
+                others = [_another(tensor) for tensor in (*self._tensors, *inputs)]
+                with torch_seeded(1, device):
+                    expected = function(*(tensor.clone() for tensor in others))
+                with torch_seeded(1, device):
+                    found = rest(*others, *noise())
+                noise = _drawn_on_the_cpu(noise, device)
+            reason = "" if _same(expected, found) else "it gives other numbers than the program"
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         self.traced = not reason
         if reason:
             warnings.warn(
                 f"the program cannot be recorded as tensor operations ({reason}), and is run as it "
-                "is, about a third slower; a prior should compute with torch alone, without "
-                "branches that depend on values",
+                "is, about half as fast; what it calls, such as the prior, should compute with "
+                "torch alone, and without branches that depend on values",
                 stacklevel=2,
             )
             return
-        self._run = _compile(graph, self._tensors, inputs) if self.compiled else graph
-
-    def _differs(self, graph: Any, function: Any, inputs: tuple[Tensor, ...]) -> bool:
-        """Whether record and function disagree on other inputs, parameters and noise."""
-        others = tuple(_another(part) for part in inputs)
-        tensors = [t * 1.01 if t.is_floating_point() else t.clone() for t in self._tensors]
-        found = []
-        for run in (graph, function):
-            torch.manual_seed(1)
-            found.append(run([tensor.clone() for tensor in tensors], others))
-        return any(
-            not torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*found, strict=True)
-        )
+        self._noise, self._rest = noise, rest
+        if self.compiled:
+            with torch_seeded(0), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch about itself
+                # Not torch.compile, whose guards ask at every call whether anything has changed.
+                self._rest = torch._inductor.compile(rest, [*self._tensors, *inputs, *noise()])
 
 
 class _Program(nn.Module):
     """A function as a module that has what it reads."""
 
-    def __init__(self, function: Function, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, function: Callable[..., Tensors], modules: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(modules)
-        self._function = function
+        # Each once, under one name, or torch would not find its way back from other parameters.
+        self.parts = nn.ModuleList(dict.fromkeys(modules))
+        self._function = (function,)
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return self._function(*inputs)
+    def forward(self, *inputs: Tensor) -> Tensors:
+        return self._function[0](*inputs)
+
+
+def _without_noise(recorded: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """A record in two: what draws its random numbers, and the rest, which takes them after its
+    inputs.
+
+    :raises ValueError: what is drawn depends on the inputs.
+    """
+    graph = recorded.graph
+    graph.eliminate_dead_code()
+    by_input = set(graph.find_nodes(op="placeholder"))
+    for node in graph.nodes:
+        if by_input.intersection(node.all_input_nodes):
+            by_input.add(node)
+    drawn = [node for node in graph.nodes if _is_random(node)]
+    if by_input.intersection(drawn):
+        raise ValueError("it draws random numbers from distributions that depend on its inputs")
+    noise, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in _ancestors(drawn, graph):
+        copies[node] = noise.node_copy(node, copies.__getitem__)
+    noise.output(tuple(copies[node] for node in drawn))
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    with graph.inserting_before(first):
+        for i, node in enumerate(drawn):
+            node.replace_all_uses_with(graph.placeholder(f"noise_{i}"))
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    return fx.GraphModule(recorded, noise), fx.GraphModule(recorded, graph)
+
+
+def _drawn_on_the_cpu(noise: fx.GraphModule, device: torch.device) -> Any:
+    """The same, by the CPU's generator, so that all devices see the same numbers."""
+    if device.type == "cpu":
+        return noise
+    for node in noise.graph.nodes:
+        if "device" in node.kwargs:
+            node.update_kwarg("device", torch.device("cpu"))
+    noise.recompile()
+    return lambda: tuple(part.to(device) for part in noise())
+
+
+def _is_random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _ancestors(nodes: list[fx.Node], graph: fx.Graph) -> Iterator[fx.Node]:
+    """`nodes` and all that they are made of, in the order of the graph."""
+    needed, left = set(nodes), list(nodes)
+    while left:
+        found = [n for n in left.pop().all_input_nodes if n not in needed]
+        needed.update(found)
+        left.extend(found)
+    return (node for node in graph.nodes if node in needed)
 
 
 def _another(tensor: Tensor) -> Tensor:
-    """The rows of a batch in another order, or another number."""
-    return tensor * 1.5 if tensor.dim() == 0 else tensor.roll(1, 0)
+    """Other numbers of the same kind: the rows in another order, or another scalar."""
+    if tensor.dim() == 0:
+        return tensor * 1.5
+    return tensor.roll(1, 0)
 
 
-def _devices(inputs: tuple[Tensor, ...]) -> list[int]:
-    return sorted({part.get_device() for part in inputs if part.is_cuda})
-
-
-def _compile(graph: Any, tensors: list[Tensor], inputs: tuple[Tensor, ...]) -> Any:
-    return torch.compile(graph, dynamic=False, options={"fallback_random": True})
+def _same(left: Tensors, right: Tensors) -> bool:
+    pairs = zip(left, right, strict=True)
+    return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
 
 
 def can_compile() -> bool:

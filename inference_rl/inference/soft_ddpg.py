@@ -1,0 +1,153 @@
+"""Soft DDPG: deterministic policy gradient as inference, by a guide whose width is fixed.
+
+Inferred: the mean of a policy, as guide of the trajectory program; the target is control. The
+program is cut after one step, and Q stands for that step and all that follow (`decision`). Of the
+guide, a = tanh u with u ~ N(μ(s), width²), only μ is learned: see `fixed_width`, also for why it is
+squashed.
+
+1. Of one decision, temperature · ELBO = E_u[Q(s, tanh u) − α log π/ρ]: the gap, α · KL(π ‖ ρ
+   e^{Q/α}/Z), is least where the guide, as wide as it is, lies closest to the posterior.
+2. Its gradient through the draw, u = μ + width · ε, is E_ε[∂_μ a · ∇_a Q] − α ∇KL(π ‖ ρ).
+3. Q = r + γ E V(s'), V by one of three `backup`s: the bound, the evidence, or a Boltzmann mean,
+   from a Q and a guide that lag behind.
+4. width → 0, α → 0: the gradient is ∂_μ tanh μ · ∇_a Q, the target r + γ Q(s', tanh μ(s')), which
+   is DDPG (1509.02971, algorithm 1).
+5. log π = log N(u) − Σ log(1 − a²): at a fixed width the entropy is greatest at μ = 0, and falls as
+   means go to the edges. So a positive temperature keeps tanh from saturating, and moves nothing
+   else where ρ is uniform; for the same reason no temperature is tuned to an entropy here, which
+   would only set how far from the edges the means lie.
+
+An update is: Q, then μ, then what lags behind.
+
+Departures from 1509.02971:
+1. Whoever acts draws from the guide; no other noise explores.
+2. Observations and weights are neither normalised nor decayed, and the residual has a factor ½.
+
+This is not the Soft DDPG of 2605.06228. That smooths the Bellman operator by a Gaussian about a
+deterministic policy and takes the gradient by the Gaussian's score, so that Q need not have one
+with respect to actions; nothing in it is inferred, and no divergence is paid. At temperature zero
+the smoothed value of 1 is alike, but its Gaussian is squashed here and the gradient goes through Q.
+
+Lillicrap et al. (2016), arXiv:1509.02971. Haarnoja et al. (2017), arXiv:1702.08165. Pan, Cai and
+Huang (2020), arXiv:2010.09177. Na and Lee (2026), arXiv:2605.06228.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from inference_rl.inference import checks, learned
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from inference_rl.environment import EnvironmentModel
+    from inference_rl.inference import InferenceResult, Progress
+    from inference_rl.inference.off_policy import Learner
+    from inference_rl.policies import Policy
+    from inference_rl.priors import ActionPrior
+
+CRITICS = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftDDPG:
+    """Soft DDPG, for boxes of actions, with a fixed or annealed temperature and width.
+
+    :raises ValueError: (when made) a setting out of its range.
+    """
+
+    temperature: float = 0.05
+    """>= 0, reward units; never tuned, for the width does not move."""
+    final_temperature: float | None = None
+    """Annealed to this, geometrically, over the run; None keeps it."""
+    width: float = 0.3
+    """> 0, of the Gaussian whose tanh are the actions."""
+    final_width: float | None = None
+    """> 0: narrowed or widened to this, geometrically, over the run; None keeps it."""
+    backup: Literal["elbo", "logsumexp", "boltzmann"] = "elbo"
+    """The value of what follows: of one draw, or of many the evidence or a mean of Q."""
+    samples: int = 16
+    """>= 2, draws of the guide in each state, with backup logsumexp or boltzmann."""
+    total_steps: int = 1_000_000
+    """Environment steps."""
+    environments: int = 1
+    """Side by side."""
+    steps_per_round: int = 1
+    """Of each environment, between updates."""
+    updates_per_step: float = 1.0
+    """> 0, for every environment step."""
+    warmup_steps: int = 1_000
+    """Environment steps at the beginning, with actions of the prior and no updates."""
+    batch_size: int = 256
+    """Transitions of an update."""
+    replay_capacity: int = 1_000_000
+    """Environment steps that are kept."""
+    learning_rate: float = 1e-3
+    """Of the policy (Adam)."""
+    value_learning_rate: float = 1e-3
+    """Of Q (Adam)."""
+    target_rate: float = 0.005
+    """How far the lagging Q and policy move in an update, in (0, 1]."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers; discrete states have a table instead."""
+    activation: Literal["tanh", "relu", "silu"] = "relu"
+    """Between layers."""
+    scale_observations: bool = False
+    """To zero mean and unit variance, as seen so far; saved with the policy."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Updates to machine code; auto: where the run is long enough, and there is a C++ compiler."""
+    side_by_side: bool = False
+    """Steps of Q and policy from the same parameters, at the same time, in place of in turn."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where updates run; environments are on the CPU."""
+    evaluate_every: int = 20_000
+    """Environment steps between evaluations."""
+    evaluation_episodes: int = 10
+    """Of each, with drawn and with most likely actions."""
+    save_every: int = 50_000
+    """Environment steps between checkpoints."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too, in the directory of the run."""
+
+    name: ClassVar[str] = "soft-ddpg"
+
+    def __post_init__(self) -> None:
+        checks.check_fixed_width(self)
+
+    def run(
+        self,
+        model: EnvironmentModel,
+        *,
+        prior: ActionPrior | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+        directory: Path | None = None,
+    ) -> InferenceResult:
+        from inference_rl.inference.fixed_width import check_actions
+
+        check_actions(model)
+        return learned.run(
+            self, _learner, model, prior=prior, seed=seed, progress=progress, directory=directory
+        )
+
+    def sample(self, result: InferenceResult, draws: int, *, horizon: int | None, seed: int) -> Any:
+        return learned.sample(result, draws, horizon=horizon, seed=seed)
+
+    def messages(self, result: InferenceResult) -> dict[str, Tensor]:
+        """The parameters of q."""
+        return learned.messages(result)
+
+    def read_messages(self, tensors: dict[str, Tensor], policy: Policy) -> dict[str, Any]:
+        """q from what `messages` gave, and v, which there is none of."""
+        from inference_rl.inference import off_policy
+
+        return off_policy.messages(tensors, policy, CRITICS)
+
+
+def _learner(settings: SoftDDPG, model: EnvironmentModel, prior: ActionPrior) -> Learner:
+    from inference_rl.inference.fixed_width import learner
+
+    return learner(settings, model, prior, critics=CRITICS)

@@ -1,0 +1,87 @@
+"""What learns on a GPU does what it does on the CPU; left out by name where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from inference_rl import SAC, CategoricalPrior, GaussianPrior, infer, load_target
+from inference_rl.inference import learned
+from inference_rl.inference.sac import _learner
+from inference_rl.learning.collection import Collector
+from inference_rl.simulate import environments
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+SMALL: dict[str, Any] = {
+    "total_steps": 600,
+    "environments": 4,
+    "steps_per_round": 8,
+    "warmup_steps": 64,
+    "batch_size": 32,
+    "hidden": (32, 32),
+    "replay_capacity": 1000,
+    "evaluation_episodes": 2,
+    "compile": "off",
+}
+PRIORS: dict[str, Any] = {
+    "Pendulum-v1": lambda space: GaussianPrior(space, 0.2, 0.6),
+    "CartPole-v1": lambda space: CategoricalPrior(probs=[0.3, 0.7]),
+    "chain": lambda space: CategoricalPrior(probs=[0.3, 0.7]),
+}
+
+
+def first_update(target: str, device: str) -> dict[str, float]:
+    model = load_target(target)
+    torch.manual_seed(0)
+    settings = SAC(**SMALL | {"updates_per_step": 1 / 64}, device=device)
+    learner = _learner(settings, model, PRIORS[target](model.action_space))
+    collector = Collector(environments(model, 4), 0)
+    numbers: dict[str, Any] = {}
+    while learner.updates == 0:
+        numbers = learner.update(learner.collect(collector))
+    parameters = {
+        f"{name}.{key}": parameter
+        for name, part in learner.parts.items()
+        for key, parameter in part.module.named_parameters()
+    }
+    sums = {key: float(value.double().square().sum().cpu()) for key, value in parameters.items()}
+    return {key: float(value) for key, value in numbers.items()} | sums
+
+
+@pytest.mark.parametrize("target", PRIORS)
+def test_the_first_update_is_that_of_the_cpu(target: str) -> None:
+    here, there = (first_update(target, device) for device in ("cpu", "cuda"))
+    assert there == pytest.approx(here, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("target", PRIORS)
+def test_a_run_is_saved_and_resumed(target: str, tmp_path: Path) -> None:
+    settings, model = SAC(**SMALL, device="cuda"), load_target(target)
+    whole = infer(model, settings, directory=tmp_path / "whole")
+    assert next(whole.policy.parameters()).device.type == "cpu"
+    halves = tmp_path / "halves"
+
+    class Stopped(BaseException):
+        pass
+
+    update, count = type(_learner(settings, model, model.action_prior)).update, 0
+
+    def stopping(self: Any, data: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 12:
+            raise Stopped
+        return update(self, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("inference_rl.inference.off_policy.Learner.update", stopping)
+        with pytest.raises(Stopped):
+            infer(model, SAC(**SMALL, device="cuda"), directory=halves)
+    again = infer(model, settings, directory=halves)
+    for a, b in zip(whole.policy.parameters(), again.policy.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert learned.NO_EVIDENCE

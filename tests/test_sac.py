@@ -1,0 +1,267 @@
+"""Soft actor-critic against closed forms, and what it does at the ends of episodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from torch import Tensor
+
+from inference_rl import SAC, CategoricalPrior, EnvironmentModel, infer, load_target
+from inference_rl.inference import sac
+from inference_rl.learning import memory
+from inference_rl.learning.collection import Collector
+from inference_rl.simulate import environments
+
+A, B = np.array([[0.9, 0.2], [0.0, 0.8]]), np.array([[0.1], [0.6]])
+COST, EFFORT, NOISE, DISCOUNT, TEMPERATURE = np.diag([1.0, 1.0]), 0.5, 0.2, 0.7, 0.06
+
+
+class Regulator(EnvironmentModel):
+    """Linear dynamics and quadratic costs, where torques are small against their bounds."""
+
+    state_space, action_space = Box(-np.inf, np.inf, (2,)), Box(-1.0, 1.0, (1,))
+    discount = DISCOUNT
+
+    def initial_state(self) -> Any:
+        return dist.Normal(torch.zeros(2), 0.5).to_event(1)
+
+    def transition(self, state: Tensor, action: Tensor) -> Any:
+        a, b = (torch.tensor(m, dtype=state.dtype) for m in (A, B))
+        return dist.Normal(state @ a.mT + action @ b.mT, NOISE).to_event(1)
+
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        cost = torch.tensor(np.diag(COST)).to(state.dtype)
+        return -(state.square() * cost).sum(-1) - EFFORT * action.square().sum(-1)
+
+
+def riccati() -> tuple[np.ndarray, float]:
+    """Gain K and variance of the soft optimal policy N(-K x, variance)."""
+    p = COST.copy()
+    for _ in range(2000):
+        curvature = EFFORT + DISCOUNT * B.T @ p @ B
+        gain = np.linalg.solve(curvature, DISCOUNT * B.T @ p @ A)
+        p = COST + DISCOUNT * A.T @ p @ A - DISCOUNT * A.T @ p @ B @ gain
+    return gain, float(TEMPERATURE / 2 / curvature[0, 0])
+
+
+@pytest.mark.slow
+def test_it_finds_the_regulator_that_riccati_gives() -> None:
+    settings = SAC(
+        temperature=TEMPERATURE,
+        total_steps=24_000,
+        environments=16,
+        steps_per_round=4,
+        updates_per_step=0.25,
+        warmup_steps=2_000,
+        hidden=(64, 64),
+        activation="silu",
+        learning_rate=1e-3,
+        value_learning_rate=1e-3,
+        evaluation_episodes=0,
+        compile="off",
+    )
+    result = infer(Regulator(), settings)
+    gain, variance = riccati()
+    torch.manual_seed(0)
+    state = torch.randn(2000, 2) * 0.3
+    with torch.no_grad():
+        drawn = result.policy(state).expand((2000, 2000)).sample().double()
+    mean, expected = drawn.mean(0), -state.double() @ torch.from_numpy(gain).mT
+    error = (mean - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+    ratio = drawn.var(0).mean() / variance
+    print(f"gain {gain}, variance {variance:.4f}: error of mean {error:.3f}, ratio {ratio:.3f}")
+    assert error < 0.05
+    assert abs(ratio - 1) < 0.05
+
+
+SMALL: dict[str, Any] = {
+    "temperature": 0.1,
+    "total_steps": 400,
+    "environments": 2,
+    "steps_per_round": 4,
+    "warmup_steps": 40,
+    "batch_size": 32,
+    "replay_capacity": 200,
+    "hidden": (8,),
+    "evaluation_episodes": 0,
+}
+
+
+class Counting(EnvironmentModel):
+    """Counts up, and terminates at four."""
+
+    state_space, action_space, discount = Box(0.0, 100.0, (1,)), Discrete(2), 0.9
+
+    def initial_state(self) -> Any:
+        return dist.Delta(torch.zeros(1), event_dim=1)
+
+    def transition(self, state: Tensor, action: Tensor) -> Any:
+        return dist.Delta(state + 1, event_dim=1)
+
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        return state[..., 0]
+
+    def terminal(self, state: Tensor) -> Tensor:
+        return state[..., 0] >= 4
+
+
+@pytest.mark.parametrize(("limit", "ends"), [(None, True), (3, False)])
+def test_what_follows_counts_unless_the_episode_has_terminated(
+    limit: int | None, ends: bool
+) -> None:
+    model = Counting()
+    torch.manual_seed(0)
+    learner = sac._learner(SAC(**SMALL), model, model.action_prior)
+    learner.update(learner.collect(Collector(environments(model, 2, limit), 0)))
+    batch = learner._batch(1)
+    assert torch.equal(batch.next_state, batch.state + 1), "never across the end of an episode"
+    assert torch.equal(batch.step, batch.state[:, 0].long())
+    assert torch.equal(batch.goes_on, (batch.state[:, 0] != 3).float())
+    assert bool((batch.goes_on == 0).any()) == ends
+
+
+def test_the_temperature_rises_while_the_policy_is_too_far_from_its_prior() -> None:
+    model = load_target("chain")
+    moved = {}
+    for target in (0.001, 0.6):
+        settings = SAC(
+            **SMALL
+            | {"temperature": "auto", "target_divergence": target, "learning_rate": 0.05}
+            | {"value_learning_rate": 0.05, "initial_temperature": 0.02},
+            temperature_learning_rate=0.01,
+        )
+        found = infer(model, settings, prior=CategoricalPrior(probs=[0.5, 0.5]))
+        moved[target] = found.temperature
+        assert found.metrics[-1]["target_divergence"] == target
+    assert moved[0.001] > 0.02 > moved[0.6]
+
+
+def test_the_temperature_stays_within_its_bounds() -> None:
+    model = load_target("chain")
+    bounds = {"least_temperature": 0.9, "greatest_temperature": 1.1}
+    for target, expected in ((0.001, 1.1), (0.69, 0.9)):
+        settings = SAC(
+            **SMALL | {"temperature": "auto", "target_divergence": target} | bounds,
+            temperature_learning_rate=0.05,
+        )
+        policy = CategoricalPrior(probs=[0.9, 0.1])  # which a new policy is far from
+        found = infer(model, settings, prior=policy)
+        assert 0.9 <= found.temperature <= 1.1
+        if target == 0.001:
+            assert found.temperature == pytest.approx(expected)
+
+
+def test_a_target_that_no_policy_meets_is_said() -> None:
+    settings = SAC(**SMALL | {"temperature": "auto"}, target_entropy=0.8)
+    with pytest.warns(UserWarning, match=r"target entropy below 0.693147 nats, .* got .*0.8\)"):
+        infer(load_target("chain"), settings)
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (Box(-np.inf, np.inf, (1,)), "expected a box with bounds to squash actions into"),
+        (MultiDiscrete([100, 101]), "at most 10,000 combinations of actions to sum over, got 10,1"),
+    ],
+)
+def test_action_spaces_that_it_has_no_guide_for(space: Any, said: str) -> None:
+    class Free(Regulator):
+        action_space = space
+
+        def transition(self, state: Tensor, action: Tensor) -> Any:
+            return dist.Normal(state, NOISE).to_event(1)
+
+        def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+            return state[..., 0]
+
+    with pytest.raises(TypeError, match=said):
+        infer(Free(), SAC(**SMALL))
+
+
+def test_a_replay_that_does_not_fit_into_memory_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda device: 3000)
+    said = r"replay_capacity: 200 steps take .* GiB are free; choose fewer than \d+ steps"
+    with pytest.raises(MemoryError, match=said):
+        infer(load_target("chain"), SAC(**SMALL))
+
+
+def test_more_than_was_collected_cannot_be_drawn() -> None:
+    with pytest.raises(ValueError, match=r"warmup_steps: expected at least the 64 .* got 40"):
+        SAC(**SMALL | {"batch_size": 64})
+    with pytest.raises(ValueError, match=r"replay_capacity: expected at least the 300 .* got 200"):
+        SAC(**SMALL | {"batch_size": 300, "warmup_steps": 400})
+
+
+def test_steps_side_by_side_are_taken_from_the_same_parameters() -> None:
+    """In turn the policy sees the new Q, at once the old one; Q is the same either way."""
+    model, after = load_target("chain"), {}
+    for at_once in (True, False):
+        torch.manual_seed(0)
+        settings = SAC(**SMALL, side_by_side=at_once)
+        learner = sac._learner(settings, model, model.action_prior)
+        with torch.no_grad():
+            learner.q.table.normal_()
+        collector = Collector(environments(model, 2), 0)
+        while learner.updates == 0:
+            learner.update(learner.collect(collector))
+        after[at_once] = learner
+    # Several updates make a round: the first alone would leave Q the same.
+    assert after[True].updates == after[False].updates > 1
+    differ = after[True].policy.parameters_of.table - after[False].policy.parameters_of.table
+    assert differ.abs().max() > 0
+
+
+def test_the_result_has_q_and_comes_back_from_disk(tmp_path: Any) -> None:
+    result = infer(load_target("chain"), SAC(**SMALL), directory=tmp_path)
+    result.save(tmp_path)
+    loaded = type(result).load(tmp_path)
+    state, step = torch.arange(3), torch.zeros(3, dtype=torch.long)
+    assert torch.equal(loaded.q(state, None, step), result.q(state, None, step))
+    assert torch.equal(loaded.policy(state).probs, result.policy(state).probs)
+    assert not any(parameter.requires_grad for parameter in loaded.q.parameters())
+
+
+@pytest.mark.parametrize("target", ["chain", "Pendulum-v1"])
+def test_a_learned_prior_is_the_policys_marginal(target: str) -> None:
+    settings = SAC(
+        **SMALL | {"updates_per_step": 0.2, "replay_capacity": 2000, "batch_size": 40},
+        learn_prior=True,
+        learning_rate=3e-2,
+    )
+    model = load_target(target)
+    torch.manual_seed(0)
+    learner = sac._learner(settings, model, model.action_prior)
+    collector = Collector(environments(model, 2), 0)
+    while learner.steps < 1500:
+        learner.update(learner.collect(collector))
+    for i in range(400):  # the policy stays where it is
+        given = (*learner._batch(i), torch.tensor(0.1))
+        learner._descend("prior", learner._graphs["prior"](*given))
+    state = learner.replay.sample(4000, 1, 0).state[0]
+    with torch.no_grad():
+        action = learner.policy(state, torch.zeros(4000, dtype=torch.long)).sample()
+        prior = learner.prior(state)
+    if target == "chain":
+        share = action.bincount(minlength=2) / 4000
+        torch.testing.assert_close(prior.probs[0], share, atol=0.05, rtol=0)
+        assert abs(share[0] - 0.5) > 0.1
+        return
+    drawn = prior.sample()
+    assert abs(drawn.mean() - action.mean()) < 0.1
+    assert abs(drawn.std() - action.std()) < 0.15
+
+
+def test_a_learned_prior_takes_the_place_of_no_other() -> None:
+    with pytest.raises(ValueError, match=r"learn_prior: expected no other prior .* got Categ"):
+        infer(
+            load_target("chain"),
+            SAC(**SMALL, learn_prior=True),
+            prior=CategoricalPrior(probs=[0.5, 0.5]),
+        )

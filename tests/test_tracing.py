@@ -1,0 +1,141 @@
+"""Programs as recorded tensor operations: the same numbers, fresh noise, and what cannot be."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from inference_rl.learning.tracing import Graph
+from inference_rl.randomness import torch_seeded
+
+
+class Loss(nn.Module):
+    """Of a small guide by Pyro, with the noise of two sites."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 2)
+        self.register_buffer("shift", torch.tensor(0.5))
+
+    def forward(self, state: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        def program() -> Tensor:
+            first = pyro.sample("first", dist.Normal(self.layer(state), 1.0).to_event(1))
+            second = pyro.sample("second", dist.Uniform(0.0, 1.0).expand([len(state)]))
+            return first.sum(-1) * second + self.shift
+
+        trace = pyro.poutine.trace(program).get_trace()
+        trace.compute_log_prob()
+        loss = (weight * (trace.log_prob_sum() + trace.nodes["_RETURN"]["value"].sum())).sum()
+        return (*torch.autograd.grad(loss, list(self.layer.parameters())), loss)
+
+
+STATE, WEIGHT = torch.linspace(-1, 1, 12).reshape(4, 3), torch.tensor(0.7)
+
+
+def graph(module: nn.Module, *, compiled: bool = False) -> Graph:
+    return Graph(module, [module], compiled=compiled)
+
+
+def test_it_gives_the_numbers_of_the_program_with_whatever_noise_and_parameters() -> None:
+    module = Loss()
+    recorded = graph(module)
+    recorded(STATE, WEIGHT)
+    assert recorded.traced
+    with torch.no_grad():
+        module.layer.weight.mul_(2)
+        module.shift.add_(1)
+    seen = set()
+    for seed in range(5):
+        with torch_seeded(seed):
+            expected = module(STATE + seed, WEIGHT * seed)
+        with torch_seeded(seed):
+            found = recorded(STATE + seed, WEIGHT * seed)
+        for a, b in zip(expected, found, strict=True):
+            assert torch.equal(a.detach(), b)
+        seen.add(float(found[-1]))
+    assert len(seen) == 5
+
+
+def test_what_was_prepared_does_not_look_at_the_generator_again() -> None:
+    module = Loss()
+    recorded = graph(module)
+    with torch_seeded(3):
+        expected = recorded(STATE, WEIGHT)
+    with torch_seeded(3):
+        run = recorded.prepared(STATE, WEIGHT)
+    torch.manual_seed(11)
+    for a, b in zip(expected, run(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_tracing_leaves_the_generator_and_the_parameters_alone() -> None:
+    module = Loss()
+    before, parameters = torch.get_rng_state(), [p.clone() for p in module.parameters()]
+    graph(module).prepared(STATE, WEIGHT)
+    after = torch.get_rng_state()
+    torch.set_rng_state(before)
+    graph(module)._as_it_is((STATE, WEIGHT))
+    torch.testing.assert_close(torch.get_rng_state().float().sum(), after.float().sum())
+    for a, b in zip(parameters, module.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.slow
+def test_compiled_it_differs_by_rounding() -> None:
+    module = Loss()
+    with torch_seeded(3):
+        expected = graph(module)(STATE, WEIGHT)
+    with torch_seeded(3):
+        found = graph(module, compiled=True)(STATE, WEIGHT)
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+ELSEWHERE = torch.tensor(0.5)
+
+
+def by_value(state: Tensor) -> tuple[Tensor, ...]:
+    return (state.sum() if state.sum() > 0 else -state.sum(),)
+
+
+def by_item(state: Tensor) -> tuple[Tensor, ...]:
+    return (state * state.max().item(),)
+
+
+def by_numpy(state: Tensor) -> tuple[Tensor, ...]:
+    return (state * float(np.random.default_rng().normal()),)
+
+
+def by_python(state: Tensor) -> tuple[Tensor, ...]:
+    return (state * random.random(),)
+
+
+def through_numpy(state: Tensor) -> tuple[Tensor, ...]:
+    return (torch.from_numpy(np.sin(state.numpy())),)
+
+
+def with_noise_of_the_state(state: Tensor) -> tuple[Tensor, ...]:
+    return (torch.bernoulli(state.sigmoid()),)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [by_value, by_item, by_numpy, by_python, through_numpy, with_noise_of_the_state],
+)
+def test_what_cannot_be_recorded_is_run_as_it_is_with_one_warning(function) -> None:
+    recorded = Graph(function, [], compiled=False)
+    with pytest.warns(UserWarning, match="cannot be recorded as tensor .* run as it is") as said:
+        recorded(STATE)
+    assert len(said) == 1
+    assert not recorded.traced
+    if function in (by_value, by_item, through_numpy):
+        for shift in (-3.0, 3.0):
+            (found,) = recorded(STATE + shift)
+            assert torch.equal(found, function(STATE + shift)[0])
