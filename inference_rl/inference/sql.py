@@ -63,7 +63,7 @@ class SQL:
     """
 
     temperature: float | Literal["auto"] = "auto"
-    """>= 0, reward units; "auto" tunes it to a target."""
+    """>= 0, reward units, in a box > 0; "auto" tunes it to a target."""
     final_temperature: float | None = None
     """Annealed to this, geometrically, over the run; None keeps it."""
     target_entropy: float | None = None

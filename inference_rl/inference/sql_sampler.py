@@ -127,10 +127,10 @@ def learner(
 
     def policy_loss(batch: Batch, temperature: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         particles = drawn(policy, batch.state, batch.step, settings.particles)
-        still, moved = particles[:fixed].detach(), particles[fixed:]
+        still, going = particles[:fixed].detach(), particles[fixed:]
         decide_on = decisions(q, batch.state, batch.step, temperature)
         slopes = score(still, decide_on)
-        loss = sampler_loss(moved, stein.direction(still, slopes, moved.detach()))
+        loss = sampler_loss(going, stein.direction(still, slopes, going.detach()))
         few = slice(MEASURED)
         with torch.no_grad():
             state, step = batch.state[few], batch.step[few]

@@ -1,6 +1,6 @@
 """Where policies go that were learned on the multigoal model: a picture, one panel a routine.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/multigoal.py --out multigoal.png sql sac
+    OMP_NUM_THREADS=1 python tests/benchmarks/multigoal.py --out multigoal.png sql sac soft-ddpg
 
 All routines have the same settings, at temperature 10. Prints how many of 100
 walks from the centre reach each goal, and the objective with its standard error.
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from torch import Tensor
 
-from inference_rl import SAC, SQL, InferenceResult, infer, load_target
+from inference_rl import SAC, SQL, InferenceResult, SoftDDPG, infer, load_target
 from inference_rl.diagnostics.page import COLOURS, FAINT, INK
 from inference_rl.learning.collection import Collector
 from inference_rl.models.multigoal import EDGE, GOALS, REACHED
@@ -38,6 +38,7 @@ COMMON: dict[str, Any] = {
 ROUTINES: dict[str, tuple[str, Any]] = {
     "sql": ("soft Q-learning: a sampler of e^(Q/α)", SQL),
     "sac": ("soft actor-critic: the tanh of a Gaussian", SAC),
+    "soft-ddpg": ("soft DDPG: the same, of fixed width", SoftDDPG),
 }
 WALKS = 100
 
