@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from inference_rl.inference.sac import SAC
     from inference_rl.inference.soft_ddpg import SoftDDPG
     from inference_rl.inference.soft_td3 import SoftTD3
+    from inference_rl.inference.sql import SQL
     from inference_rl.linear_gaussian import LinearGaussianModel
     from inference_rl.model_environment import as_gymnasium
     from inference_rl.policies import LinearGaussianPolicy, Policy, TabularPolicy
@@ -55,6 +56,7 @@ _HOME = {
     "SAC": "inference.sac",
     "SoftDDPG": "inference.soft_ddpg",
     "SoftTD3": "inference.soft_td3",
+    "SQL": "inference.sql",
     "LinearGaussianModel": "linear_gaussian",
     "as_gymnasium": "model_environment",
     "LinearGaussianPolicy": "policies",
@@ -75,6 +77,7 @@ __all__ = [
     "PCL",
     "REPS",
     "SAC",
+    "SQL",
     "CategoricalPrior",
     "EnvironmentModel",
     "Exact",

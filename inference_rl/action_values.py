@@ -21,15 +21,17 @@ class ActionValues(nn.Module):
     `torch.nn.Linear`.
 
     :param members: M, how many functions.
+    :param outputs: of each function of the actions of a box; see `through`.
     """
 
-    def __init__(self, architecture: Architecture, members: int) -> None:
+    def __init__(self, architecture: Architecture, members: int, *, outputs: int = 1) -> None:
         super().__init__()
         states, actions = architecture.states, architecture.actions
         self.horizon, self.members = architecture.horizon, members
         self.states: Any = states.get("size")
         self.takes_action = actions["kind"] == "box"
-        outputs = 1 if self.takes_action else math.prod(actions.get("sizes", [actions.get("size")]))
+        if not self.takes_action:
+            outputs = math.prod(actions.get("sizes", [actions.get("size")]))
         self.tabular = self.states is not None and not self.takes_action
         if self.tabular:
             rows = (architecture.horizon or 1) * states["size"]
@@ -57,7 +59,7 @@ class ActionValues(nn.Module):
         """
         if self.takes_action:
             assert action is not None
-            return self._through_layers(self._inputs(state, t), action).squeeze(-1)
+            return self.through(state, action, t).squeeze(-1)
         if self.tabular:
             row = state if self.horizon is None else state + self.states * t
             values = self.table[:, row]
@@ -68,9 +70,14 @@ class ActionValues(nn.Module):
         index = action.expand(self.members, *action.shape).unsqueeze(-1)
         return values.gather(-1, index).squeeze(-1)
 
+    def through(self, state: Tensor, action: Tensor, t: Tensor) -> Tensor:
+        """All outputs, (M, N, outputs) or (M, K, N, outputs), for actions of a box."""
+        return self._through_layers(self._inputs(state, t), action)
+
     def _inputs(self, state: Tensor, t: Tensor) -> Tensor:
         dtype = self.weights[0].dtype
         if self.states is not None:
+            # Not one_hot, which looks at values and cannot be recorded.
             numbers = torch.arange(self.states, device=state.device)
             inputs = (state.unsqueeze(-1) == numbers).to(dtype)
         else:
@@ -93,3 +100,17 @@ class ActionValues(nn.Module):
             if i < last:
                 values = self.activation(values)
         return values.reshape(self.members, *batch, values.shape[-1])
+
+
+def steps_in(architecture: Architecture, state: Tensor, t: int | Tensor | None) -> Tensor:
+    """The step of every state, of its batch shape.
+
+    :raises ValueError: what depends on the step is called without one.
+    """
+    if t is None and architecture.horizon is not None:
+        raise ValueError(
+            f"this policy depends on the step: call policy(state, t) with t in "
+            f"0..{architecture.horizon - 1}"
+        )
+    batch = state.shape if architecture.states["kind"] == "discrete" else state.shape[:-1]
+    return torch.as_tensor(0 if t is None else t, device=state.device).expand(batch)

@@ -34,7 +34,7 @@ from inference_rl.inference import ROUTINES, routine_class
 if TYPE_CHECKING:
     from inference_rl.environment import EnvironmentModel
     from inference_rl.inference import InferenceResult
-    from inference_rl.networks import NetworkPolicy
+    from inference_rl.networks import Architecture
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
 
@@ -569,12 +569,11 @@ def _fitted(model: EnvironmentModel, policy: Policy, directory: Path) -> Environ
     :raises ValueError: the policy is for other states or actions.
     """
     from inference_rl.environment import WithPreviousAction
-    from inference_rl.networks import NetworkPolicy
     from inference_rl.policies import TabularPolicy
 
     states, actions = model.state_space, model.action_space
-    if isinstance(policy, NetworkPolicy):
-        return _fitted_to_network(model, policy, directory)
+    if (architecture := getattr(policy, "architecture", None)) is not None:
+        return _fitted_to_network(model, architecture, directory)
     if isinstance(policy, TabularPolicy):
         size = tuple(policy.probs.shape[-2:])
         expected = "{} states and {} actions".format(*size)
@@ -591,13 +590,12 @@ def _fitted(model: EnvironmentModel, policy: Policy, directory: Path) -> Environ
 
 
 def _fitted_to_network(
-    model: EnvironmentModel, policy: NetworkPolicy, directory: Path
+    model: EnvironmentModel, made_for: Architecture, directory: Path
 ) -> EnvironmentModel:
     from inference_rl.environment import WithPreviousAction
     from inference_rl.evaluation import episode_limit
     from inference_rl.networks import described
 
-    made_for = policy.architecture
     states, actions = _layout(described(model.state_space)), _layout(described(model.action_space))
     wanted = _layout(made_for.states), _layout(made_for.actions)
     longest = episode_limit(model)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,14 +27,11 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from inference_rl.environment import EnvironmentModel
+from inference_rl.temperature import LEAST_TEMPERATURE
 from inference_rl.trajectory import ONE, ActionFactor, trajectory
 
 MOST_ACTIONS = 10_000
 """Combinations of discrete actions that are summed over one by one."""
-
-LEAST_TEMPERATURE = 2.0**-60
-"""What stands for a temperature of zero: a power of two, so that Q / temperature · temperature is Q
-to the last bit, beside which log π/ρ is less than its rounding error."""
 
 
 class _OneDecision(EnvironmentModel):
@@ -127,13 +125,15 @@ def bound(decision: Decision) -> tuple[Tensor, Tensor, Tensor]:
     gain = decision.temperature * (decision.log_weight - log_ratio)
     if decision.log_guide.dim() == 1:
         return gain, -decision.log_guide, log_ratio
-    share = decision.log_guide.exp()
-    taken = share > 0  # what is never done counts for nothing, were it forbidden or not
+    log_share = decision.log_guide
+    return _mean(log_share, gain), -_mean(log_share, log_share), _mean(log_share, log_ratio)
 
-    def mean(value: Tensor) -> Tensor:
-        return (share * torch.where(taken, value, 0.0)).sum(0)
 
-    return mean(gain), -mean(decision.log_guide), mean(log_ratio)
+def _mean(log_share: Tensor, value: Tensor) -> Tensor:
+    """Over actions, (N,) of (A, N)."""
+    share = log_share.exp()
+    # What is never done counts for nothing, were it forbidden or not.
+    return (share * torch.where(share > 0, value, 0.0)).sum(0)
 
 
 def evidence(decision: Decision, log_proposal: Tensor | None = None) -> Tensor:
@@ -143,10 +143,28 @@ def evidence(decision: Decision, log_proposal: Tensor | None = None) -> Tensor:
         nats; then an estimate, log (1/K) Σ_k p(a_k, O) / density, which is below V in expectation
         by about 1/K. Exact, from all actions, where it is not given.
     """
-    log_terms = decision.log_joint
+    return decision.temperature * _log_terms(decision, log_proposal).logsumexp(0)
+
+
+def posterior(decision: Decision, log_proposal: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Entropy of p(a | s, O) and its divergence from the prior, nats, (N,): where the guide is that
+    attains the bound.
+
+    :param log_proposal: as in `evidence`; then an estimate, by weights that sum to one.
+    """
+    log_share = _log_terms(decision, log_proposal).log_softmax(0)
+    log_posterior = log_share
     if log_proposal is not None:
-        log_terms = log_terms - log_proposal - torch.tensor(float(len(log_terms))).log()
-    return decision.temperature * log_terms.logsumexp(0)
+        log_posterior = log_share + log_proposal + math.log(len(log_share))
+    entropy = -_mean(log_share, log_posterior)
+    return entropy, _mean(log_share, log_posterior - decision.log_prior)
+
+
+def _log_terms(decision: Decision, log_proposal: Tensor | None) -> Tensor:
+    """Whose exponentials add up to the evidence, (K, N) nats."""
+    if log_proposal is None:
+        return decision.log_joint
+    return decision.log_joint - log_proposal - math.log(len(log_proposal))
 
 
 def every_action(space: Space[Any]) -> Tensor | None:

@@ -142,6 +142,8 @@ def load_policy(directory: str | Path, *, prior: ActionPrior | None = None) -> P
     from inference_rl.contextual_policy import ContextualPolicy
     from inference_rl.feature_policies import FeaturePolicy
     from inference_rl.networks import ModulePolicy, NetworkPolicy
+    from inference_rl.softmax_policy import SoftmaxPolicy
+    from inference_rl.stein_policy import SteinPolicy
 
     manifest = runs.read_manifest(directory)
     kind = manifest.get("policy")
@@ -150,7 +152,8 @@ def load_policy(directory: str | Path, *, prior: ActionPrior | None = None) -> P
             f"{directory}: its policy is a module of your own, whose code a run does not hold; "
             "make the module, and load runs.read_tensors(directory, 'policy') into it"
         )
-    described = {made.kind: made for made in (NetworkPolicy, FeaturePolicy, ContextualPolicy)}
+    made_of = (NetworkPolicy, SoftmaxPolicy, SteinPolicy, FeaturePolicy, ContextualPolicy)
+    described: dict[str, Any] = {made.kind: made for made in made_of}
     if kind not in (TabularPolicy.kind, LinearGaussianPolicy.kind, *described):
         raise ValueError(f"{directory}: a policy of kind {kind!r}, which this version cannot load")
     tensors = runs.read_tensors(directory, "policy")
@@ -160,10 +163,9 @@ def load_policy(directory: str | Path, *, prior: ActionPrior | None = None) -> P
         if description.get("support") is not None:
             if prior is None:
                 raise ValueError(
-                    f"{directory}: its policy never takes what its prior forbids, and a prior is "
-                    "code, which a run does not hold; make the prior, and give it as "
-                    "load_policy(directory, prior=...), or take the policy of "
-                    "InferenceResult.load(directory)"
+                    f"{directory}: its policy asks its prior, and a prior is code, which a run "
+                    "does not hold; make the prior, and give it as load_policy(directory, "
+                    "prior=...), or take the policy of InferenceResult.load(directory)"
                 )
             needed = {"prior": prior}
         policy = described[kind].described_by(description, **needed)

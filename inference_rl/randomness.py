@@ -172,6 +172,7 @@ def draw(
 
     By the inverse of its distribution function where that is known: categorical, normal, uniform
     and truncated normal distributions, what transforms or wraps them, and whatever has an `icdf`.
+    What has a function `of_noise`, of standard normals of the shape of a draw, by that.
     Others row by row with torch's generator seeded for each: slow, and equally pure. A value of
     probability zero is never drawn.
     """
@@ -244,6 +245,9 @@ def _draw(distribution: Any, shape: torch.Size, noise: _Noise) -> Tensor:
         return d.v.expand(shape + d.event_shape).clone()
     if hasattr(d, "mask_") and hasattr(d, "base"):  # our point mass where an episode has ended
         return d._select(_draw(d.base, shape, noise))
+    if hasattr(d, "of_noise"):
+        value = d.expand(shape).of_noise(noise.standard_normals(shape + d.event_shape))
+        return value
     if isinstance(d, td.MixtureSameFamily):
         which = _category(d.mixture_distribution.probs, shape, noise)
         parts = d.component_distribution

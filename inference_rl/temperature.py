@@ -26,6 +26,10 @@ from typing import Any
 
 from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 
+LEAST_TEMPERATURE = 2.0**-60
+"""What stands for a temperature of zero: a power of two, so that Q / temperature · temperature is Q
+to the last bit, beside which log π/ρ is less than its rounding error."""
+
 _DECAY_FIRST = 0.9
 _DECAY_SECOND = 0.999
 _DAMPING = 1e-8

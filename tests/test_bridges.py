@@ -18,6 +18,7 @@ from torch import Tensor
 from inference_rl import (
     PCL,
     SAC,
+    SQL,
     CategoricalPrior,
     EnvironmentModel,
     FiniteModel,
@@ -33,7 +34,7 @@ from inference_rl import (
 from inference_rl.decision import every_action
 from inference_rl.distributions import Optimality, categorical
 from inference_rl.environment import WithPreviousAction
-from inference_rl.inference import learned, pcl, policy_gradient, sac
+from inference_rl.inference import learned, pcl, policy_gradient, sac, sql, sql_sampler
 from inference_rl.inference.learned import _with_last_state, value_at
 from inference_rl.inference.off_policy import Batch, Learner
 from inference_rl.inference.reps import soft_reward
@@ -287,6 +288,200 @@ def test_the_residual_of_path_consistency_is_the_programs(case: str, kind: str) 
 def test_a_residual_of_the_wrong_sign_is_told_apart() -> None:
     by_program, by_update = residuals("Discrete, categorical", "pcl", sign=-1.0)
     assert (by_program[0] - by_update[0]).abs() > 1e-3
+
+
+DISCRETE = [case for case in CASES if not case.startswith("Box")]
+
+
+def soft_values(
+    model: EnvironmentModel, prior: ActionPrior, q: Any, states: Tensor, steps: Tensor
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Of N states temperature · log p(O), (N,), the posterior of every action, (A, N), and the
+    actions, by running the program of one decision once for each."""
+    space = model.action_space
+    sizes = [int(space.n)] if isinstance(space, Discrete) else [int(n) for n in space.nvec]
+    actions = list(torch.cartesian_prod(*(torch.arange(n) for n in sizes)))
+    values, joints = q(states, None, steps).amin(0), []
+    for number, action in enumerate(actions):
+
+        def decision(chosen: Tensor = action, paid: Tensor = values[:, number]) -> None:
+            with pyro.plate("states", len(states)):
+                pyro.sample("action", prior(states), obs=chosen.expand(len(states), *chosen.shape))
+                pyro.sample("optimality", Optimality(paid / TEMPERATURE), obs=torch.ones(()))
+
+        trace = poutine.trace(decision).get_trace()
+        trace.compute_log_prob()
+        joints.append(sum(trace.nodes[site]["log_prob"] for site in ("action", "optimality")))
+    joint = torch.stack(joints)
+    return TEMPERATURE * joint.logsumexp(0), joint.softmax(0), actions
+
+
+def recorded(graph: Any, *given: Tensor) -> tuple[Tensor, ...]:
+    """What a graph gives, and see that it was recorded."""
+    found: tuple[Tensor, ...] = graph(*given)
+    assert graph.traced
+    return found
+
+
+def residual_of_q(case: str, twin: str = "") -> tuple[list[Tensor], list[Tensor], Any]:
+    """Loss and gradient of soft Q-learning by the program and by what is recorded of it, and the
+    learner."""
+    make_model, make_prior = CASES[case]
+    model = make_model()
+    prior = make_prior(model)
+    settings = SQL(temperature=TEMPERATURE, hidden=(8,), batch_size=SLOTS, compile="off")
+    torch.manual_seed(0)
+    learner = sql._learner(settings, model, prior)
+    stirred(learner.q)
+    stirred(learner.lags["q"].behind)
+    collector = Collector(environments(model, SLOTS), 3)
+    for _ in range(STEPS):
+        learner.replay.add(collector.collect(lambda state, t: prior(state), 1))
+    batch = learner._batch(5)
+    assert batch.goes_on.min() == 0 or not model.can_end
+    assert batch.step.max() == STEPS - 1
+    found = recorded(learner._graphs["q"], *batch, torch.tensor(TEMPERATURE))
+    lagging = learner.lags["q"].behind if twin != "no lag" else learner.q
+    rho = UniformPrior(model.action_space) if twin == "no prior" else prior
+    value = soft_values(model, rho, lagging, batch.next_state, batch.next_step)[0]
+    goes_on = 1.0 if twin == "no end" else batch.goes_on
+    target = batch.reward + DISCOUNT * goes_on * value
+    if twin != "no lag":
+        target = target.detach()
+    loss = sum(
+        0.5 * (member - target).square().mean()
+        for member in learner.q(batch.state, batch.action, batch.step)
+    )
+    parameters = list(learner.q.parameters())
+    by_program = [loss.detach(), *torch.autograd.grad(loss, parameters)]
+    return by_program, [found[len(parameters)], *found[: len(parameters)]], learner
+
+
+@pytest.mark.parametrize("case", DISCRETE)
+def test_the_residual_of_soft_q_learning_is_the_programs(case: str) -> None:
+    by_program, by_update, _ = residual_of_q(case)
+    for expected, found in zip(by_program, by_update, strict=True):
+        assert expected.abs().max() > 1e-4
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", DISCRETE)
+def test_the_policy_of_soft_q_learning_is_the_programs_posterior(case: str) -> None:
+    _, _, learner = residual_of_q(case)
+    model, batch = learner.model, learner._batch(6)
+    _, posterior, actions = soft_values(model, learner.prior, learner.q, batch.state, batch.step)
+    chosen = learner.policy(batch.state, batch.step)
+    for action, expected in zip(actions, posterior, strict=True):
+        given = action.expand(len(expected), *action.shape)
+        torch.testing.assert_close(chosen.log_prob(given).exp(), expected)
+
+
+BOXES = [case for case in CASES if case.startswith("Box")]
+
+
+def joint_by_program(
+    prior: ActionPrior, q: Any, state: Tensor, step: Tensor, action: Tensor
+) -> Any:
+    """log p(a, O | s) of actions (K, N, d), by running the program of one decision for each."""
+    joints = []
+    for chosen in action:
+
+        def decision(chosen: Tensor = chosen) -> None:
+            with pyro.plate("states", len(state)):
+                taken = pyro.sample("action", prior(state), obs=chosen)
+                paid = torch.stack([*q(state, taken, step)]).min(0).values
+                pyro.sample("optimality", Optimality(paid / TEMPERATURE), obs=torch.ones(()))
+
+        trace = poutine.trace(decision).get_trace()
+        trace.compute_log_prob()
+        joints.append(sum(trace.nodes[site]["log_prob"] for site in ("action", "optimality")))
+    return torch.stack(joints)
+
+
+def of_the_sampler(case: str, **settings: Any) -> tuple[Any, Any]:
+    """A learner in a box, and a batch."""
+    make_model, make_prior = CASES[case]
+    model = make_model()
+    prior = make_prior(model)
+    made = SQL(temperature=TEMPERATURE, hidden=(8,), batch_size=SLOTS, compile="off", **settings)
+    torch.manual_seed(0)
+    learner = sql._learner(made, model, prior)
+    stirred(learner.q)
+    stirred(learner.lags["q"].behind)
+    collector = Collector(environments(model, SLOTS), 3)
+    for _ in range(STEPS):
+        learner.replay.add(collector.collect(lambda state, t: prior(state), 1))
+    return learner, learner._batch(5)
+
+
+@pytest.mark.parametrize(
+    ("case", "proposals"), [("Box, uniform", "uniform"), *((case, "guide") for case in BOXES)]
+)
+def test_the_residual_in_a_box_is_the_programs(case: str, proposals: str) -> None:
+    """α log (1/K) Σ p(a_k, O) / density(a_k), of the draws that the update weighs."""
+    learner, batch = of_the_sampler(case, proposals=proposals)
+    parameters = list(learner.q.parameters())
+    temperature = torch.tensor(TEMPERATURE)
+    recorded(learner._graphs["q"], *batch, temperature)
+    torch.manual_seed(9)
+    found = learner._graphs["q"](*batch, temperature)
+    torch.manual_seed(9)
+    with torch.no_grad():
+        action, log_density = sql_sampler.proposals(
+            learner.policy, batch.next_state, batch.next_step, learner.settings
+        )
+    assert action.shape == (16, SLOTS, 2)
+    lagging = learner.lags["q"].behind
+    joint = joint_by_program(learner.prior, lagging, batch.next_state, batch.next_step, action)
+    value = TEMPERATURE * ((joint - log_density).exp().mean(0)).log()
+    target = (batch.reward + DISCOUNT * batch.goes_on * value).detach()
+    loss = sum(
+        0.5 * (member - target).square().mean()
+        for member in learner.q(batch.state, batch.action, batch.step)
+    )
+    torch.testing.assert_close(found[len(parameters)], loss.detach(), rtol=1e-9, atol=1e-9)
+    for expected, gradient in zip(torch.autograd.grad(loss, parameters), found, strict=False):
+        assert expected.abs().max() > 1e-4
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", BOXES)
+def test_the_gradient_of_the_sampler_is_of_the_programs_score(case: str) -> None:
+    """Σ over particles of −(1/K) Σ_j [κ ∇ log p(u_j) + ∇κ] · ∂u, κ of the median rule."""
+    learner, batch = of_the_sampler(case, particles=8)
+    parameters = list(learner.policy.sampler.parameters())
+    temperature = torch.tensor(TEMPERATURE)
+    recorded(learner._graphs["policy"], *batch, temperature)
+    torch.manual_seed(9)
+    found = learner._graphs["policy"](*batch, temperature)
+    torch.manual_seed(9)
+    u = sql_sampler.drawn(learner.policy, batch.state, batch.step, 8)
+    still = u[:4].detach().requires_grad_()
+    tanh = torch.distributions.TanhTransform()
+    joint = joint_by_program(learner.prior, learner.q, batch.state, batch.step, still.tanh())
+    log_density = joint + tanh.log_abs_det_jacobian(still, still.tanh()).sum(-1)
+    (slopes,) = torch.autograd.grad(log_density.sum(), [still])
+    loss: Any = 0.0
+    for n in range(SLOTS):
+        fixed, moved = still[:, n].detach(), u[4:, n]
+        squares = torch.cdist(fixed, moved.detach()).square()
+        width = squares.flatten().sort().values[7] / np.log(4)
+        kernel = (-squares / width).exp().unsqueeze(-1)
+        away = -2 * (fixed.unsqueeze(1) - moved.detach()) / width
+        direction = (kernel * (slopes[:, n].unsqueeze(1) + away)).mean(0)
+        loss = loss - (moved * direction).sum() / (4 * SLOTS)
+    for expected, gradient in zip(torch.autograd.grad(loss, parameters), found, strict=False):
+        assert expected.abs().max() > 1e-5
+        torch.testing.assert_close(gradient, expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("twin", ["no lag", "no prior", "no end"])
+def test_another_residual_of_q_is_told_apart(twin: str) -> None:
+    """The gradient of the target; another prior; V of what has ended."""
+    by_program, by_update, _ = residual_of_q("Discrete, categorical", twin)
+    assert (
+        max(float((a - b).abs().max()) for a, b in zip(by_program, by_update, strict=True)) > 1e-3
+    )
 
 
 def soft_returns(case: str, sign: float = 1.0) -> tuple[Tensor, Tensor]:

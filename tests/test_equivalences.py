@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from regret import regret
 
-from inference_rl import PCL, REPS, SAC, PolicyGradient, infer, load_target, tabulate
+from inference_rl import PCL, REPS, SAC, SQL, PolicyGradient, infer, load_target, tabulate
 
 ICE = "S...\n.H.H\n...H\nH..G"
 MODELS: dict[str, dict[str, Any]] = {
@@ -64,6 +64,22 @@ REPLAYED = TABLES | {
     "warmup_steps": 2000,
     "batch_size": 512,
 }
+TRANSITIONS: dict[str, Any] = {
+    "temperature": TEMPERATURE,
+    "environments": 64,
+    "updates_per_step": 1 / 32,
+    "warmup_steps": 6400,
+    "target_rate": 0.05,
+    "evaluation_episodes": 0,
+    "compile": "off",
+}
+QUICK: dict[str, Any] = {"total_steps": 48_000, "value_learning_rate": 0.02, "batch_size": 512}
+FOR_TRANSITIONS: dict[str, dict[str, Any]] = {
+    # Whose noise a faster rate would follow.
+    "ice": {"total_steps": 128_000, "value_learning_rate": 0.005, "batch_size": 1024},
+    "chain": QUICK,
+    "tree": QUICK,
+}
 
 ROUTINES = {
     "sac": lambda model: SAC(**REPLAYED),
@@ -74,6 +90,7 @@ ROUTINES = {
     "unified pcl": lambda model: PCL(kind="unified", **PATHS | UNIFIED[model] | FOR_PATHS[model]),
     "reps": lambda model: REPS(temperature=TEMPERATURE, total_steps=20_000, evaluation_episodes=0),
     "trust pcl": lambda model: PCL(**PATHS | TRUSTING | FOR_PATHS[model]),
+    "sql": lambda model: SQL(**TRANSITIONS | FOR_TRANSITIONS[model]),
 }
 
 
@@ -84,7 +101,7 @@ def cases() -> list[Any]:
         for model in MODELS
         for seed in range(5)
     ]
-    first = zip(ROUTINES, ["chain", "tree", "ice", "chain", "ice", "tree"], strict=False)
+    first = zip(ROUTINES, ["chain", "tree", "ice", "chain", "ice", "tree", "chain"], strict=False)
     return [pytest.param(routine, model, 0) for routine, model in first] + rare
 
 

@@ -10,7 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"runs", "distributions", "truncated_normal", "squashed_normal", "randomness", "blocks"},
+    {
+        "runs",
+        "distributions",
+        "truncated_normal",
+        "squashed_normal",
+        "stein",
+        "randomness",
+        "blocks",
+    },
     {
         "priors",
         "policies",
@@ -20,6 +28,8 @@ LAYERS = [
         "features",
         "feature_policies",
         "contextual_policy",
+        "softmax_policy",
+        "stein_policy",
         "temperature",
         "environment",
     },

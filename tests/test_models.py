@@ -22,18 +22,20 @@ from inference_rl.environment import EnvironmentModel
 from inference_rl.models.chain import Chain
 from inference_rl.models.grid_world import Cliff, FourRooms, GridWorld
 from inference_rl.models.lottery import LOST, SAFE, UNDECIDED, WON, Lottery
+from inference_rl.models.multigoal import GOALS, Multigoal
 from inference_rl.models.pendulum import Pendulum
 from inference_rl.models.tree import Tree
 from inference_rl.trajectory import trajectory
 
 LEFT, DOWN, RIGHT, UP = range(4)
-BUNDLED = [GridWorld, Cliff, FourRooms, Lottery, Chain, Tree, Pendulum]
-FINITE = [m for m in BUNDLED if m is not Pendulum]
+BUNDLED = [GridWorld, Cliff, FourRooms, Lottery, Chain, Tree, Pendulum, Multigoal]
+FINITE = [m for m in BUNDLED if m not in (Pendulum, Multigoal)]
 VARIANTS: list[Callable[[], EnvironmentModel]] = [
     *BUNDLED,
     lambda: Cliff(slip=0.1),
     lambda: Tree(noise=0.3),
     lambda: Pendulum(process_noise=0.01),
+    lambda: Multigoal(spread=0.0),
 ]
 
 
@@ -84,7 +86,7 @@ def arguments(model: EnvironmentModel, shape: tuple[int, ...]) -> tuple[Tensor, 
     state = model.initial_state().sample(shape)
     if isinstance(model.action_space, Discrete):
         return state, torch.randint(int(model.action_space.n), shape)
-    return state, torch.rand((*shape, 1)) * 2 - 1
+    return state, torch.rand((*shape, *model.action_space.shape)) * 2 - 1
 
 
 # ------------------------------------------------------------------ every model
@@ -565,3 +567,50 @@ def test_pendulum_noise_is_reparametrised() -> None:
 def test_pendulum_says_what_is_wrong(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^Pendulum: {message}"):
         Pendulum(**settings)
+
+
+# ------------------------------------------------------------------ multigoal
+
+
+def test_multigoal_pays_as_in_the_authors_code() -> None:
+    state = torch.tensor([[0.0, 0.0], [3.5, 0.0], [3.0, 0.1], [6.9, 6.5]])
+    action = torch.tensor([[0.5, 0.0], [1.0, 0.0], [-1.0, 0.0], [1.0, 1.0]])
+    model = Multigoal()
+    after = model.transition(state, action).sample()
+    assert after.tolist() == [[0.5, 0.0], [4.5, 0.0], [2.0, 0.1], [7.0, 7.0]]
+    expected = []
+    for (x, y), (right, up) in zip(after.tolist(), action.tolist(), strict=True):
+        nearest = min(math.dist((x, y), goal) for goal in GOALS)
+        prize = 10.0 if nearest < 1.0 else 0.0
+        expected.append(prize - nearest**2 - 30.0 * (right**2 + up**2))
+    assert model.reward(state, action, after).tolist() == pytest.approx(expected)
+    assert model.terminal(after).tolist() == [False, True, False, False]
+
+
+def test_multigoal_is_symmetric_and_starts_at_the_centre() -> None:
+    model = Multigoal()
+    start = model.initial_state().sample((4000,))
+    assert start.mean(0).abs().max() < 0.01
+    assert start.std(0).tolist() == pytest.approx([0.1, 0.1], rel=0.05)
+    action = torch.rand(4000, 2) * 2 - 1
+    turned = (
+        torch.stack([-start[:, 1], start[:, 0]], -1),
+        torch.stack([-action[:, 1], action[:, 0]], -1),
+    )
+    paid = [
+        model.reward(s, a, model.transition(s, a).sample()) for s, a in ((start, action), turned)
+    ]
+    torch.testing.assert_close(*paid)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"spread": -0.1}, "spread must not be negative, got -0.1"),
+        ({"action_cost": math.inf}, "action_cost must be a finite number, got inf"),
+        ({"discount": 1.5}, r"discount must be in \[0, 1\], got 1.5"),
+    ],
+)
+def test_multigoal_says_what_is_wrong(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Multigoal(**settings)

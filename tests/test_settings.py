@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inference_rl import PCL, REPS, SAC, PolicyGradient, SoftDDPG, SoftTD3
+from inference_rl import PCL, REPS, SAC, SQL, PolicyGradient, SoftDDPG, SoftTD3
 
 TUNED = [SAC, PolicyGradient, PCL, REPS]
 """Their temperature may tune itself, and their policy be a module of one's own."""
 
-ROUTINES = [*TUNED, SoftDDPG, SoftTD3]
+ROUTINES = [*TUNED, SQL, SoftDDPG, SoftTD3]
 
 OF_ALL = [
     ({"activation": "gelu"}, r"activation: expected one of 'tanh', 'relu', 'silu', got 'gelu'"),
@@ -53,6 +53,11 @@ OF_ONE: list[tuple[Any, dict[str, Any], str]] = [
     (PCL, {"window": 2.5}, "window: expected a whole number, got 2.5"),
     (PCL, {"replay_capacity": math.inf}, "replay_capacity: expected a whole number, got inf"),
     (PCL, {"trust_episodes": True}, "trust_episodes: expected a whole number, got True"),
+    (SQL, {"target_rate": 0}, "target_rate: expected a number > 0, got 0"),
+    (SQL, {"target_rate": 1.5}, r"target_rate: expected a number in \[0, 1\], got 1.5"),
+    (SQL, {"batch_size": 0}, "batch_size: expected a number >= 1, got 0"),
+    (SQL, {"updates_per_step": 0}, "updates_per_step: expected a number > 0, got 0"),
+    (SQL, {"warmup_steps": -1}, "warmup_steps: expected a number >= 0, got -1"),
     (REPS, {"kind": "steps"}, "kind: expected one of 'step', 'episodic', got 'steps'"),
     (REPS, {"form": "tabel"}, "form: expected one of 'auto', 'table', 'linear', 'neural', got"),
     (REPS, {"context": 3}, "context: expected a tuple in which each is a whole number, got 3"),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from inference_rl import (
     PCL,
+    SQL,
     CategoricalPrior,
     InferenceResult,
     MaskPrior,
@@ -34,6 +35,7 @@ SMALL: dict[str, Any] = {"environments": 4, "evaluation_episodes": 0, "hidden": 
 ROUTINES = {
     "policy-gradient": PolicyGradient(**SMALL, total_steps=3000),
     **{kind: PCL(kind=kind, **SMALL, total_steps=2000) for kind in ("pcl", "unified", "trust")},
+    "sql": SQL(**SMALL, total_steps=400, warmup_steps=128, temperature=0.1, compile="off"),
 }
 
 SOURCE = """
@@ -66,6 +68,9 @@ def allowed_in(state: Tensor) -> Tensor:
 
 
 PRIOR = MaskPrior(allowed_in)
+
+# It looks at values, to see that some action is allowed.
+pytestmark = pytest.mark.filterwarnings("ignore:the program cannot be recorded")
 
 
 @pytest.mark.parametrize("name", list(ROUTINES))

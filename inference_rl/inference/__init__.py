@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ROUTINES = {
     "exact": "inference_rl.inference.exact:Exact",
+    "sql": "inference_rl.inference.sql:SQL",
     "sac": "inference_rl.inference.sac:SAC",
     "policy-gradient": "inference_rl.inference.policy_gradient:PolicyGradient",
     "pcl": "inference_rl.inference.pcl:PCL",

@@ -108,27 +108,65 @@ def _restriction(
 ) -> tuple[Tensor | None, Literal["own", "given"] | None]:
     """Discrete actions that `prior` does not forbid, (A,) or (S, A), and whose prior is to be asked
     for them where no table can say; None where there is nothing to say."""
-    import torch
     from gymnasium.spaces import Discrete
 
     from inference_rl.distributions import possible
-    from inference_rl.priors import CategoricalPrior, MaskPrior
 
-    states, actions = model.state_space, model.action_space
     if _forbids_nothing(prior, model):
         return None, None
-    if isinstance(states, Discrete):
-        some = torch.arange(int(states.n))
-    elif isinstance(prior, CategoricalPrior) or (
-        isinstance(prior, MaskPrior) and not callable(prior.allowed)
-    ):
-        some = torch.zeros(states.shape or ())  # any other would do
-    else:
-        some = None
+    some, actions = _telling_states(model, prior), model.action_space
     if some is None or not isinstance(actions, Discrete):
-        return None, "own" if prior == model.action_prior else "given"
+        return None, support_of(model, prior)
     allowed = possible(prior(some), int(actions.n))
     return (None if allowed.all() else allowed), None
+
+
+def support_of(model: EnvironmentModel, prior: ActionPrior) -> Literal["own", "given"]:
+    """Whose prior a policy is to ask: that of the model, or one that was given in its place."""
+    return "own" if prior == model.action_prior else "given"
+
+
+def log_prior_table(model: EnvironmentModel, prior: ActionPrior, actions: Tensor) -> Tensor | None:
+    """log ρ of all discrete actions, nats, (A,), or (S, A) for discrete states; None where it
+    depends on a continuous state.
+
+    :param actions: see `every_action`.
+    """
+    import torch
+    from gymnasium.spaces import Discrete
+
+    if is_uniform(model, prior):
+        return torch.full((len(actions),), -math.log(len(actions)))
+    some = _telling_states(model, prior)
+    if some is None:
+        return None
+    log_prob: Tensor = prior(some).log_prob(actions)
+    return log_prob.mT if isinstance(model.state_space, Discrete) else log_prob.squeeze(1)
+
+
+def is_uniform(model: EnvironmentModel, prior: ActionPrior) -> bool:
+    """Whether the prior is known to be: the model's own is, unless it says otherwise."""
+    from inference_rl.priors import UniformPrior
+
+    own = prior == model.action_prior and not overrides_prior(model)
+    return own or isinstance(prior, UniformPrior)
+
+
+def _telling_states(model: EnvironmentModel, prior: ActionPrior) -> Tensor | None:
+    """States whose priors are those of all: all of them, if they are discrete, or any one, if they
+    are known to share their prior; else None."""
+    import torch
+    from gymnasium.spaces import Discrete
+
+    from inference_rl.priors import CategoricalPrior, MaskPrior
+
+    if isinstance(model.state_space, Discrete):
+        return torch.arange(int(model.state_space.n))
+    if isinstance(prior, CategoricalPrior) or (
+        isinstance(prior, MaskPrior) and not callable(prior.allowed)
+    ):
+        return torch.zeros(model.state_space.shape or ())
+    return None
 
 
 def _forbids_nothing(prior: ActionPrior, model: EnvironmentModel) -> bool:
@@ -161,15 +199,12 @@ class Tempering:
     """
 
     def __init__(self, settings: Any, model: EnvironmentModel, prior: ActionPrior) -> None:
-        from inference_rl.priors import UniformPrior
         from inference_rl.temperature import Annealed, Fixed, Tuned, max_entropy
 
         self._how: Fixed | Annealed | Tuned
         self.targets: dict[str, float] = {}
         if settings.temperature == "auto":
-            # The model's own prior is uniform unless it says otherwise.
-            own = prior == model.action_prior and not overrides_prior(model)
-            uniform = own or isinstance(prior, UniformPrior)
+            uniform = is_uniform(model, prior)
             self._how = Tuned(
                 target_divergence=settings.target_divergence,
                 target_entropy=settings.target_entropy,

@@ -93,7 +93,8 @@ class Lag:
 class Learner:
     """The state of a run: parts, what lags behind them, replay, temperature.
 
-    :param policy: the guide, on the device of the settings.
+    :param policy: the guide, on the device of the settings; its buffer `temperature`, if it has
+        one, follows that of the run.
     :param parts: in the order of their updates. Together they log `divergence`, by which the
         temperature is tuned.
     :param q: the message, for the result.
@@ -169,9 +170,16 @@ class Learner:
             with _one_thread_each():
                 for _ in range(due):
                     numbers |= self._update()
-            if due and self.policy is not self._learned:
-                self.policy.load_state_dict(self._learned.state_dict())
+            if due:
+                self._show()
         return {"temperature": self.tempering.temperature, **numbers}
+
+    def _show(self) -> None:
+        """Let the policy that acts be the one that was learned."""
+        if isinstance(temperature := getattr(self._learned, "temperature", None), Tensor):
+            temperature.fill_(self.tempering.temperature)
+        if self.policy is not self._learned:
+            self.policy.load_state_dict(self._learned.state_dict())
 
     def _update(self) -> dict[str, Tensor | float]:
         """One step of every part whose turn it is, on one batch."""
@@ -252,9 +260,8 @@ class Learner:
             self.optimisers[name].load_state_dict(state["optimisers"][name])
         for name, lag in self.lags.items():
             lag.behind.load_state_dict(state["lagging"][name])
-        if self.policy is not self._learned:
-            self.policy.load_state_dict(self._learned.state_dict())
         self.tempering.load_state_dict(state["temperature"])
+        self._show()
         self.replay.load_state_dict(state["replay"])
         self.updates, self.steps, self.owed = state["updates"], state["steps"], state["owed"]
         if state["compiled"] and not can_compile():
@@ -277,7 +284,7 @@ def _gradients(part: Part, names: list[str]) -> Callable[..., tuple[Tensor, ...]
         names[:] = logged
         gradients = torch.autograd.grad(loss, list(part.module.parameters()))
         norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
-        return (*gradients, loss, norm, *logged.values())
+        return (*gradients, loss.detach(), norm, *(value.detach() for value in logged.values()))
 
     return run
 
