@@ -8,9 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from inference_rl import SAC, CategoricalPrior, GaussianPrior, infer, load_target
-from inference_rl.inference import learned
-from inference_rl.inference.sac import _learner
+from inference_rl import (
+    SAC,
+    SQL,
+    CategoricalPrior,
+    GaussianPrior,
+    SoftDDPG,
+    SoftTD3,
+    infer,
+    load_target,
+)
+from inference_rl.inference import off_policy, sac, soft_ddpg, soft_td3, sql
 from inference_rl.learning.collection import Collector
 from inference_rl.simulate import environments
 
@@ -34,11 +42,26 @@ PRIORS: dict[str, Any] = {
 }
 
 
-def first_update(target: str, device: str) -> dict[str, float]:
+ROUTINES: dict[str, tuple[Any, Any]] = {
+    "sac": (SAC, sac._learner),
+    "sql": (SQL, sql._learner),
+    "soft-ddpg": (SoftDDPG, soft_ddpg._learner),
+    "soft-td3": (SoftTD3, soft_td3._learner),
+}
+CASES = [
+    (routine, target)
+    for routine in ROUTINES
+    for target in PRIORS
+    if target == "Pendulum-v1" or routine in ("sac", "sql")
+]
+
+
+def first_update(routine: str, target: str, device: str) -> dict[str, float]:
     model = load_target(target)
     torch.manual_seed(0)
-    settings = SAC(**SMALL | {"updates_per_step": 1 / 64}, device=device)
-    learner = _learner(settings, model, PRIORS[target](model.action_space))
+    settings_class, make_learner = ROUTINES[routine]
+    settings = settings_class(**SMALL | {"updates_per_step": 1 / 64}, device=device)
+    learner = make_learner(settings, model, PRIORS[target](model.action_space))
     collector = Collector(environments(model, 4), 0)
     numbers: dict[str, Any] = {}
     while learner.updates == 0:
@@ -48,19 +71,19 @@ def first_update(target: str, device: str) -> dict[str, float]:
         for name, part in learner.parts.items()
         for key, parameter in part.module.named_parameters()
     }
-    sums = {key: float(value.double().square().sum().cpu()) for key, value in parameters.items()}
+    sums = {key: float(value.detach().double().square().sum()) for key, value in parameters.items()}
     return {key: float(value) for key, value in numbers.items()} | sums
 
 
-@pytest.mark.parametrize("target", PRIORS)
-def test_the_first_update_is_that_of_the_cpu(target: str) -> None:
-    here, there = (first_update(target, device) for device in ("cpu", "cuda"))
+@pytest.mark.parametrize(("routine", "target"), CASES)
+def test_the_first_update_is_that_of_the_cpu(routine: str, target: str) -> None:
+    here, there = (first_update(routine, target, device) for device in ("cpu", "cuda"))
     assert there == pytest.approx(here, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("target", PRIORS)
-def test_a_run_is_saved_and_resumed(target: str, tmp_path: Path) -> None:
-    settings, model = SAC(**SMALL, device="cuda"), load_target(target)
+@pytest.mark.parametrize(("routine", "target"), CASES)
+def test_a_run_is_saved_and_resumed(routine: str, target: str, tmp_path: Path) -> None:
+    settings, model = ROUTINES[routine][0](**SMALL, device="cuda"), load_target(target)
     whole = infer(model, settings, directory=tmp_path / "whole")
     assert next(whole.policy.parameters()).device.type == "cpu"
     halves = tmp_path / "halves"
@@ -68,7 +91,7 @@ def test_a_run_is_saved_and_resumed(target: str, tmp_path: Path) -> None:
     class Stopped(BaseException):
         pass
 
-    update, count = type(_learner(settings, model, model.action_prior)).update, 0
+    update, count = off_policy.Learner.update, 0
 
     def stopping(self: Any, data: Any) -> Any:
         nonlocal count
@@ -78,10 +101,9 @@ def test_a_run_is_saved_and_resumed(target: str, tmp_path: Path) -> None:
         return update(self, data)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inference_rl.inference.off_policy.Learner.update", stopping)
+        patch.setattr(off_policy.Learner, "update", stopping)
         with pytest.raises(Stopped):
-            infer(model, SAC(**SMALL, device="cuda"), directory=halves)
+            infer(model, settings, directory=halves)
     again = infer(model, settings, directory=halves)
     for a, b in zip(whole.policy.parameters(), again.policy.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert learned.NO_EVIDENCE

@@ -64,11 +64,21 @@ REPLAYED = TABLES | {
     "warmup_steps": 2000,
     "batch_size": 512,
 }
-FOR_Q: dict[str, dict[str, Any]] = {
-    # At a faster rate a table follows the noise of the dynamics.
-    "ice": {"total_steps": 120_000, "value_learning_rate": 0.005},
-    "chain": {"total_steps": 20_000, "updates_per_step": 0.05},
-    "tree": {"total_steps": 20_000, "updates_per_step": 0.05},
+TRANSITIONS: dict[str, Any] = {
+    "temperature": TEMPERATURE,
+    "environments": 64,
+    "updates_per_step": 1 / 32,
+    "warmup_steps": 6400,
+    "target_rate": 0.05,
+    "evaluation_episodes": 0,
+    "compile": "off",
+}
+QUICK: dict[str, Any] = {"total_steps": 48_000, "value_learning_rate": 0.02, "batch_size": 512}
+FOR_TRANSITIONS: dict[str, dict[str, Any]] = {
+    # Whose noise a faster rate would follow.
+    "ice": {"total_steps": 128_000, "value_learning_rate": 0.005, "batch_size": 1024},
+    "chain": QUICK,
+    "tree": QUICK,
 }
 
 ROUTINES = {
@@ -80,7 +90,7 @@ ROUTINES = {
     "unified pcl": lambda model: PCL(kind="unified", **PATHS | UNIFIED[model] | FOR_PATHS[model]),
     "reps": lambda model: REPS(temperature=TEMPERATURE, total_steps=20_000, evaluation_episodes=0),
     "trust pcl": lambda model: PCL(**PATHS | TRUSTING | FOR_PATHS[model]),
-    "sql": lambda model: SQL(**REPLAYED | FOR_Q[model]),
+    "sql": lambda model: SQL(**TRANSITIONS | FOR_TRANSITIONS[model]),
 }
 
 

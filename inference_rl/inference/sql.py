@@ -113,9 +113,8 @@ class SQL:
     """To zero mean and unit variance, as seen so far; saved with the policy."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Updates to machine code; auto: where the run is long enough, and there is a C++ compiler."""
-    side_by_side: bool = False
-    """In a box, steps of Q and sampler from the same parameters, at the same time, in place of in
-    turn."""
+    side_by_side: bool = True
+    """Steps of Q and sampler from the same parameters, at the same time, in place of in turn."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where updates run; environments are on the CPU."""
     evaluate_every: int = 20_000

@@ -102,7 +102,7 @@ def learner(
     there = moved(prior, settings.device)
     for module in (policy, lagging):
         module.to(settings.device)
-    fixed = settings.particles // 2
+    fixed, there = settings.particles // 2, moved(prior, settings.device)
 
     def decisions(q: ActionValues, state: Tensor, step: Tensor, temperature: Tensor) -> Decide:
         return lambda actions: decide(

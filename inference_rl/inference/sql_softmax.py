@@ -51,7 +51,7 @@ def learner(
     there = moved(prior, settings.device)
     for module in (policy, lagging):
         module.to(settings.device)
-    actions = actions.to(settings.device)
+    actions, there = actions.to(settings.device), moved(prior, settings.device)
 
     def decision(state: Tensor, values: Tensor, temperature: Tensor) -> Decision:
         """:param values: of all actions, which come in this order, (N, A)."""
