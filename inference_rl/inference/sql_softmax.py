@@ -48,7 +48,6 @@ def learner(
         prior=None if support is None else prior,
     )
     lagging = copy.deepcopy(q).requires_grad_(False)
-    there = moved(prior, settings.device)
     for module in (policy, lagging):
         module.to(settings.device)
     actions, there = actions.to(settings.device), moved(prior, settings.device)
