@@ -211,17 +211,23 @@ def test_of_a_bandit_without_preference_the_posterior_is_the_prior() -> None:
 
 
 def fitted(
-    density: Callable[[Tensor], Tensor], dim: int, steps: int, *, in_actions: bool = False
+    density: Callable[[Tensor], Tensor],
+    dim: int,
+    steps: int,
+    *,
+    count: int = 32,
+    in_actions: bool = False,
 ) -> Callable[[int], Tensor]:
     """What a sampler draws that was fitted to a density of actions, in the way of the routine.
 
-    :param in_actions: a broken twin: particles are actions, and have the score of u.
+    :param count: of particles in each row. :param in_actions: a broken twin: particles are actions,
+        and have the score of u.
     """
     torch.manual_seed(0)
     box = {"kind": "box", "dim": dim, "bounded": True}
     network = sampler_of(Architecture({**box, "dim": 1}, box, hidden=(64, 64), activation="relu"))
     optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
-    rows, count, prior = 8, 32, UniformPrior(prior_space(dim))
+    rows, prior = 8, UniformPrior(prior_space(dim))
     state, at = torch.zeros(rows, 1), torch.zeros(rows, dtype=torch.long)
 
     def particles(noise: Tensor, state: Tensor, at: Tensor) -> Tensor:
@@ -302,13 +308,16 @@ def quantile_and_found(
 
 
 @pytest.mark.parametrize(
-    ("density", "dim", "steps"),
-    [(one_bump, 1, 1000), pytest.param(ring, 2, 6000, marks=pytest.mark.slow)],
+    ("density", "dim", "steps", "count"),
+    [(one_bump, 1, 1000, 32), pytest.param(ring, 2, 3000, 128, marks=pytest.mark.slow)],
 )
 def test_the_sampler_is_told_apart_from_exact_draws_by_chance_alone(
-    density: Callable[[Tensor], Tensor], dim: int, steps: int
+    density: Callable[[Tensor], Tensor], dim: int, steps: int, count: int
 ) -> None:
-    quantile, found = quantile_and_found(density, dim, fitted(density, dim, steps), 300)
+    """With 32 particles in the plane it is told apart: by 0.011 where the quantile is 0.007."""
+    quantile, found = quantile_and_found(
+        density, dim, fitted(density, dim, steps, count=count), 300
+    )
     print(f"discrepancy {found:.5f}, 95% quantile of exact draws {quantile:.5f}")
     assert found < quantile
 
