@@ -27,8 +27,7 @@ Departures from 1702.08165, or from the authors' code:
    draws of the sampler, whose own density nobody knows.
 5. Q lags behind by a little every update, in place of a copy every thousand or so.
 6. Of discrete actions in continuous states V and policy take the lesser of two Qs, against
-   overestimation. In a box there is one, as in the paper: of two the lesser is lowest where little
-   was seen, and modes that are seldom visited die out.
+   overestimation, which is no part of the inference. In a box there is one, as in the paper.
 
 What a run in a box reports besides: `effective_share`, how many of the weighted draws count, and
 `stein_discrepancy` of the sampler's u from p, squared, which is zero in expectation if they agree.
