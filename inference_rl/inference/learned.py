@@ -404,6 +404,10 @@ def run(
         settings.save_every,
     )
     batch = environments(model, settings.environments, episode_limit(model))
+    # Networks of this size gain nothing from a second thread for each of their operations, and lose
+    # up to a factor of ten where another process needs its core.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         metrics = learn(
             model,
@@ -417,6 +421,7 @@ def run(
             progress=progress,
         )
     finally:
+        torch.set_num_threads(threads)
         batch.close()
     learner.policy.requires_grad_(False)
     q, value = (getattr(learner, name, None) for name in ("q", "value"))

@@ -7,10 +7,9 @@ Losses run their small Pyro programs; they are recorded as tensor operations, se
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -122,10 +121,15 @@ class Learner:
         self.replay = PathReplay(
             settings.replay_capacity, dtype=torch.get_default_dtype(), device=settings.device
         )
-        self.optimisers = {
-            name: torch.optim.Adam(part.module.parameters(), lr=part.learning_rate, fused=True)
-            for name, part in parts.items()
-        }
+        # One for all: it leaves alone what has no gradient, and to call it twice takes its time.
+        self._parameters = {name: list(part.module.parameters()) for name, part in parts.items()}
+        self.optimiser = torch.optim.Adam(
+            [
+                {"params": self._parameters[name], "lr": part.learning_rate}
+                for name, part in parts.items()
+            ],
+            fused=True,
+        )
         self.updates, self.steps, self.owed = 0, 0, 0.0
         self.seed = int(torch.randint(2**62, ()))
         self._strides = _strides(model)
@@ -167,9 +171,8 @@ class Learner:
             self.owed += data.steps * self.settings.updates_per_step
             due = int(self.owed)
             self.owed -= due
-            with _one_thread_each():
-                for _ in range(due):
-                    numbers |= self._update()
+            for _ in range(due):
+                numbers |= self._update()
             if due:
                 self._show()
         return {"temperature": self.tempering.temperature, **numbers}
@@ -192,11 +195,10 @@ class Learner:
         numbers: dict[str, Tensor | float] = {}
         with torch_seeded(seed, "cpu"):
             if self.settings.side_by_side:
-                for name, found in self._side_by_side(due, given).items():
-                    numbers |= self._descend(name, found)
+                numbers |= self._descend(self._side_by_side(due, given))
             else:
                 for name in due:
-                    numbers |= self._descend(name, self._graphs[name](*given))
+                    numbers |= self._descend({name: self._graphs[name](*given)})
         if "divergence" in numbers:
             self.tempering.update(torch.as_tensor(numbers["divergence"]), 0)
         for lag in self.lags.values():
@@ -213,15 +215,20 @@ class Learner:
         last = runs[-1]()
         return dict(zip(names, [*(future.result() for future in waiting), last], strict=True))
 
-    def _descend(self, name: str, found: Tensors) -> dict[str, Tensor | float]:
-        """A step of a part, by what its graph gave; numbers to log."""
-        parameters = list(self.parts[name].module.parameters())
-        for parameter, gradient in zip(parameters, found, strict=False):
-            parameter.grad = gradient
-        self.optimisers[name].step()
-        loss, norm, *logged = found[len(parameters) :]
-        numbers = {f"{name}_loss": loss, f"{name}_gradient_norm": norm}
-        return {**numbers, **dict(zip(self._names[name], logged, strict=True))}
+    def _descend(self, found: dict[str, Tensors]) -> dict[str, Tensor | float]:
+        """A step of each part by what its graph gave; numbers to log."""
+        numbers: dict[str, Tensor | float] = {}
+        for name, parameters in self._parameters.items():
+            if name not in found:
+                for parameter in parameters:
+                    parameter.grad = None
+                continue
+            for parameter, gradient in zip(parameters, found[name], strict=False):
+                parameter.grad = gradient
+            names = f"{name}_loss", f"{name}_gradient_norm", *self._names[name]
+            numbers |= dict(zip(names, found[name][len(parameters) :], strict=True))
+        self.optimiser.step()
+        return numbers
 
     def _batch(self, seed: int) -> Batch:
         drawn = self.replay.sample(self.settings.batch_size, 1, seed)
@@ -245,7 +252,7 @@ class Learner:
         return {
             "modules": {name: part.module.state_dict() for name, part in self.parts.items()},
             "lagging": {name: lag.behind.state_dict() for name, lag in self.lags.items()},
-            "optimisers": {name: o.state_dict() for name, o in self.optimisers.items()},
+            "optimiser": self.optimiser.state_dict(),
             "temperature": self.tempering.state_dict(),
             "replay": self.replay.state_dict(),
             "updates": self.updates,
@@ -257,7 +264,6 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, part in self.parts.items():
             part.module.load_state_dict(state["modules"][name])
-            self.optimisers[name].load_state_dict(state["optimisers"][name])
         for name, lag in self.lags.items():
             lag.behind.load_state_dict(state["lagging"][name])
         self.tempering.load_state_dict(state["temperature"])
@@ -287,18 +293,6 @@ def _gradients(part: Part, names: list[str]) -> Callable[..., tuple[Tensor, ...]
         return (*gradients, loss.detach(), norm, *(value.detach() for value in logged.values()))
 
     return run
-
-
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Networks of this size gain nothing from a second thread for each of their operations, and
-    lose up to a factor of ten where another process needs its core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _follow(lag: Lag) -> None:

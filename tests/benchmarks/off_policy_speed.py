@@ -30,6 +30,7 @@ from inference_rl.learning.collection import Collector
 from inference_rl.simulate import environments
 model = load_target("HalfCheetah-v5")
 torch.manual_seed(0)
+torch.set_num_threads(1)  # as `infer` does
 settings = SAC(compile="{compile}", warmup_steps=256, side_by_side={side_by_side})
 learner = sac._learner(settings, model, model.action_prior)
 collector = Collector(environments(model, 1), 0)
