@@ -294,6 +294,16 @@ class ByHand:
         self.adam[which].step()
 
 
+def moments_apart(by_hand: ByHand, a: Tensor, learner: Any, b: Tensor) -> float:
+    """How far apart what Adam remembers of the gradients of two parameters is."""
+    states = [adam.state[a] for adam in by_hand.adam if a in adam.state]
+    mine, other = states[0] if states else {}, learner.optimiser.state.get(b, {})
+    assert mine.keys() == other.keys()
+    names = [name for name in mine if name.startswith("exp_avg")]
+    assert len(names) in (0, 2)
+    return max((float((mine[n] - other[n]).abs().max()) for n in names), default=0.0)
+
+
 def compared(routine: Any, updates: int, twin: str = "", dtype: Any = torch.float64) -> float:
     """The largest difference from the papers' update: losses, gradients, weights, what lags."""
     torch.set_default_dtype(dtype)
@@ -316,9 +326,8 @@ def compared(routine: Any, updates: int, twin: str = "", dtype: Any = torch.floa
     for mine, module in pairs:
         for a, b in zip(mine, module.parameters(), strict=True):
             worst = max(worst, float((a - b).detach().abs().max()))
-            if a.grad is not None:
-                assert b.grad is not None
-                worst = max(worst, float((a.grad - b.grad).abs().max()))
+            if module in (learner.policy, learner.q):
+                worst = max(worst, moments_apart(by_hand, a, learner, b))
     return worst
 
 
