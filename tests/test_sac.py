@@ -16,6 +16,7 @@ from inference_rl.inference import sac
 from inference_rl.learning import memory
 from inference_rl.learning.collection import Collector
 from inference_rl.simulate import environments
+from inference_rl.squashed_normal import SquashedNormal
 
 A, B = np.array([[0.9, 0.2], [0.0, 0.8]]), np.array([[0.1], [0.6]])
 COST, EFFORT, NOISE, DISCOUNT, TEMPERATURE = np.diag([1.0, 1.0]), 0.5, 0.2, 0.7, 0.06
@@ -49,19 +50,36 @@ def riccati() -> tuple[np.ndarray, float]:
     return gain, float(TEMPERATURE / 2 / curvature[0, 0])
 
 
+class Linear(torch.nn.Module):
+    """A guide that is linear in the state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.nn.Linear(2, 1)
+        self.log_scale = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, state: Tensor) -> Any:
+        loc = self.gain(state)
+        scale = self.log_scale.exp().expand(loc.shape)
+        return SquashedNormal(loc, scale, validate_args=False).to_event(1)
+
+
 @pytest.mark.slow
 def test_it_finds_the_regulator_that_riccati_gives() -> None:
     settings = SAC(
         temperature=TEMPERATURE,
-        total_steps=24_000,
-        environments=16,
-        steps_per_round=4,
-        updates_per_step=0.25,
-        warmup_steps=2_000,
-        hidden=(64, 64),
-        activation="silu",
-        learning_rate=1e-3,
+        policy=Linear(),
+        total_steps=300_000,
+        environments=64,
+        steps_per_round=8,
+        updates_per_step=0.05,
+        warmup_steps=2_560,
+        batch_size=2048,
+        learning_rate=3e-4,
         value_learning_rate=1e-3,
+        target_rate=0.02,
+        hidden=(32, 32),
+        activation="tanh",
         evaluation_episodes=0,
         compile="off",
     )
@@ -190,6 +208,12 @@ def test_a_replay_that_does_not_fit_into_memory_is_refused(
     said = r"replay_capacity: 200 steps take .* GiB are free; choose fewer than \d+ steps"
     with pytest.raises(MemoryError, match=said):
         infer(load_target("chain"), SAC(**SMALL))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match="device: expected 'cpu', for torch sees no CUDA device"):
+        infer(load_target("chain"), SAC(**SMALL, device="cuda"))
 
 
 def test_more_than_was_collected_cannot_be_drawn() -> None:

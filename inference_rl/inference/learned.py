@@ -383,6 +383,8 @@ def run(
     from inference_rl.simulate import environments
 
     started = time.perf_counter()
+    if getattr(settings, "device", "cpu") == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: expected 'cpu', for torch sees no CUDA device here, got 'cuda'")
     if settings.tensorboard:
         if directory is None:
             raise ValueError("tensorboard: expected a directory to write to; give infer one")
