@@ -16,7 +16,7 @@ from inference_rl.inference import sac
 from inference_rl.learning import memory
 from inference_rl.learning.collection import Collector
 from inference_rl.simulate import environments
-from inference_rl.squashed_normal import SquashedNormal
+from inference_rl.truncated_normal import TruncatedNormal
 
 A, B = np.array([[0.9, 0.2], [0.0, 0.8]]), np.array([[0.1], [0.6]])
 COST, EFFORT, NOISE, DISCOUNT, TEMPERATURE = np.diag([1.0, 1.0]), 0.5, 0.2, 0.7, 0.06
@@ -51,7 +51,7 @@ def riccati() -> tuple[np.ndarray, float]:
 
 
 class Linear(torch.nn.Module):
-    """A guide that is linear in the state."""
+    """A guide that is linear in the state, and Gaussian inside the box."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Linear(torch.nn.Module):
     def forward(self, state: Tensor) -> Any:
         loc = self.gain(state)
         scale = self.log_scale.exp().expand(loc.shape)
-        return SquashedNormal(loc, scale, validate_args=False).to_event(1)
+        return TruncatedNormal(loc, scale, validate_args=False).to_event(1)
 
 
 @pytest.mark.slow
