@@ -356,7 +356,7 @@ class NetworkPolicy(Policy):
             allowed = self.allowed if self.allowed.dim() == 1 else self.allowed[state]
             logits = logits.masked_fill(~allowed, -torch.inf)
         if self._support is not None:
-            with torch.no_grad():  # on the CPU, where priors are
+            with torch.no_grad(), torch.device("cpu"):  # where priors are
                 allowed = self._support(state.cpu())
             logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
         return logits

@@ -309,6 +309,9 @@ def moved(prior: ActionPrior, device: str) -> ActionPrior:
     """`prior` with what it holds, tables and policies, on another device; functions as they are."""
     if device == "cpu" or not hasattr(prior, "__dict__") or inspect.isroutine(prior):
         return prior
+    if isinstance(prior, torch.nn.Module):
+        there: ActionPrior = copy.deepcopy(prior).to(device)
+        return there
     new = copy.copy(prior)
     for name, value in vars(prior).items():
         if isinstance(value, Tensor):

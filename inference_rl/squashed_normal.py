@@ -18,8 +18,8 @@ class SquashedNormal(TorchDistribution):
     :param loc, scale: of u, broadcast together.
 
     A draw remembers its u: tanh rounds to exactly one from u = 9 (float32), and its inverse loses
-    most of its digits long before. Other values are taken to lie at least one rounding error inside
-    the edges.
+    most of its digits long before. Of another value at the edge u is taken to be what is likeliest
+    among all that rounds to it.
 
     log π(a) = log N(u) - log(1 - tanh² u), where log(1 - tanh² u) = 2 (log 2 - u - softplus(-2u)).
     Haarnoja et al. (2018), arXiv:1812.05905, appendix C, in a form that does not cancel.
@@ -67,6 +67,9 @@ class SquashedNormal(TorchDistribution):
         else:
             inside = 1 - torch.finfo(value.dtype).eps
             unsquashed = value.clamp(-inside, inside).atanh()
+            # Of all that rounds to the edge, what is likeliest.
+            beyond = value.sign() * torch.maximum(unsquashed.abs(), value.sign() * self.loc)
+            unsquashed = torch.where(value.abs() >= inside, beyond, unsquashed)
         standard = (unsquashed - self.loc) / self.scale
         gaussian = -0.5 * standard.square() - self.scale.log() - 0.5 * math.log(2 * math.pi)
         return gaussian - 2 * (math.log(2) - unsquashed - softplus(-2 * unsquashed))

@@ -395,7 +395,7 @@ class InferenceResult:
 
     def _prior_can_be_loaded(self) -> bool:
         """Whether it is the model's own, or one that has a name."""
-        if self.prior_source is None:
+        if self.prior_source is None or getattr(self.routine, "learn_prior", False):
             return False
         named = "prior" in (self.model.origin or {})
         return named or self.prior_source() == self.model.action_prior

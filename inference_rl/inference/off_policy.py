@@ -122,7 +122,7 @@ class Learner:
             settings.replay_capacity, dtype=torch.get_default_dtype(), device=settings.device
         )
         # One for all: it leaves alone what has no gradient, and to call it twice takes its time.
-        self._parameters = {name: list(part.module.parameters()) for name, part in parts.items()}
+        self._parameters = {name: _learned(part.module) for name, part in parts.items()}
         self.optimiser = torch.optim.Adam(
             [
                 {"params": self._parameters[name], "lr": part.learning_rate}
@@ -132,7 +132,7 @@ class Learner:
         )
         self.updates, self.steps, self.owed = 0, 0, 0.0
         self.seed = int(torch.randint(2**62, ()))
-        self._strides = _strides(model)
+        self._strides = _strides(model, settings.device)
         self._threads = ThreadPoolExecutor(max(len(parts) - 1, 1))
         self._compile(self._wants_compiled())
 
@@ -144,6 +144,12 @@ class Learner:
         return updates >= WORTH_COMPILING and can_compile()
 
     def _compile(self, compiled: bool) -> None:
+        if compiled and not can_compile():
+            raise ValueError(
+                "compile: expected a C++ compiler for updates in machine code, found none; install "
+                "g++ or clang++, or set compile to 'off', which a run that was begun with compiled "
+                "updates cannot change, because they round differently"
+            )
         self.compiled = compiled
         self._names: dict[str, list[str]] = {name: [] for name in self.parts}
         self._graphs = {
@@ -155,8 +161,14 @@ class Learner:
 
     def collect(self, collector: Collector) -> Segment:
         warming_up = self.steps < self.settings.warmup_steps
-        acts: Any = (lambda state, t: self.prior(state)) if warming_up else self.policy
+        acts: Any = self._by_prior if warming_up else self.policy
         return collector.collect(acts, self.settings.steps_per_round)
+
+    def _by_prior(self, state: Tensor, t: Tensor) -> Any:
+        # Actions of the same precision as those of the policy, which may end the episode.
+        if state.is_floating_point():
+            state = state.to(torch.get_default_dtype())
+        return self.prior(state)
 
     def update(self, data: Segment) -> dict[str, Tensor | float]:
         modules = [part.module for part in self.parts.values()]
@@ -173,16 +185,17 @@ class Learner:
             self.owed -= due
             for _ in range(due):
                 numbers |= self._update()
-            if due:
-                self._show()
+        self._show()
         return {"temperature": self.tempering.temperature, **numbers}
 
     def _show(self) -> None:
-        """Let the policy that acts be the one that was learned."""
+        """Let the policy that acts, and the prior, be those that were learned."""
         if isinstance(temperature := getattr(self._learned, "temperature", None), Tensor):
             temperature.fill_(self.tempering.temperature)
         if self.policy is not self._learned:
             self.policy.load_state_dict(self._learned.state_dict())
+            if "prior" in self.parts and isinstance(self.prior, nn.Module):
+                self.prior.load_state_dict(self.parts["prior"].module.state_dict())
 
     def _update(self) -> dict[str, Tensor | float]:
         """One step of every part whose turn it is, on one batch."""
@@ -266,15 +279,11 @@ class Learner:
             part.module.load_state_dict(state["modules"][name])
         for name, lag in self.lags.items():
             lag.behind.load_state_dict(state["lagging"][name])
+        self.optimiser.load_state_dict(state["optimiser"])
         self.tempering.load_state_dict(state["temperature"])
         self._show()
         self.replay.load_state_dict(state["replay"])
         self.updates, self.steps, self.owed = state["updates"], state["steps"], state["owed"]
-        if state["compiled"] and not can_compile():
-            raise ValueError(
-                "compile: the run was begun with compiled updates, which round differently, and "
-                "there is no C++ compiler here; install one (g++ or clang++) to go on with it"
-            )
         self._compile(state["compiled"])
 
 
@@ -288,11 +297,17 @@ def _gradients(part: Part, names: list[str]) -> Callable[..., tuple[Tensor, ...]
         batch, temperature = Batch(*given[:-1]), given[-1]
         loss, logged = part.loss(batch, temperature)
         names[:] = logged
-        gradients = torch.autograd.grad(loss, list(part.module.parameters()))
+        gradients = torch.autograd.grad(
+            loss, _learned(part.module), allow_unused=True, materialize_grads=True
+        )
         norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
         return (*gradients, loss.detach(), norm, *(value.detach() for value in logged.values()))
 
     return run
+
+
+def _learned(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def _follow(lag: Lag) -> None:
@@ -301,13 +316,13 @@ def _follow(lag: Lag) -> None:
         torch._foreach_lerp_(list(lag.behind.parameters()), ahead, lag.rate)
 
 
-def _strides(model: EnvironmentModel) -> Tensor | None:
+def _strides(model: EnvironmentModel, device: str) -> Tensor | None:
     """Whose product with a MultiDiscrete action, summed, is its number among all."""
     from gymnasium.spaces import MultiDiscrete
 
     if not isinstance(model.action_space, MultiDiscrete):
         return None
-    sizes = torch.as_tensor(model.action_space.nvec)
+    sizes = torch.as_tensor(model.action_space.nvec, device=device)
     return torch.cat([sizes.flip(0).cumprod(0).flip(0)[1:], sizes.new_ones(1)])
 
 
