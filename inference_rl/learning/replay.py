@@ -36,10 +36,6 @@ class PathReplay:
         self._ring: dict[str, Tensor] = {}
         self._next = self._stored = 0
 
-    def __len__(self) -> int:
-        """Steps that are stored."""
-        return self._stored * (self._ring["reward"].shape[1] if self._ring else 0)
-
     def add(self, data: Segment) -> None:
         """Store a segment (T, N), in place of the oldest steps once the ring is full.
 
