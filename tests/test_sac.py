@@ -267,7 +267,7 @@ def test_a_learned_prior_is_the_policys_marginal(target: str) -> None:
         learner.update(learner.collect(collector))
     for i in range(400):  # the policy stays where it is
         given = (*learner._batch(i), torch.tensor(0.1))
-        learner._descend({"prior": learner._graphs["prior"](*given)})
+        learner._descend("prior", learner._graphs["prior"](*given))
     state = learner.replay.sample(4000, 1, 0).state[0]
     with torch.no_grad():
         action = learner.policy(state, torch.zeros(4000, dtype=torch.long)).sample()

@@ -297,7 +297,8 @@ class ByHand:
 def moments_apart(by_hand: ByHand, a: Tensor, learner: Any, b: Tensor) -> float:
     """How far apart what Adam remembers of the gradients of two parameters is."""
     states = [adam.state[a] for adam in by_hand.adam if a in adam.state]
-    mine, other = states[0] if states else {}, learner.optimiser.state.get(b, {})
+    others = [adam.state[b] for adam in learner.optimisers.values() if b in adam.state]
+    mine, other = states[0] if states else {}, others[0] if others else {}
     assert mine.keys() == other.keys()
     names = [name for name in mine if name.startswith("exp_avg")]
     assert len(names) in (0, 2)
@@ -315,6 +316,7 @@ def compared(routine: Any, updates: int, twin: str = "", dtype: Any = torch.floa
     worst = 0.0
     for _ in range(updates):
         expected, found = by_hand.update(), learner._update()
+        learner.settle()
         worst = max(worst, *(abs(float(found[k]) - v) for k, v in expected.items()))
     assert ("policy_loss" in expected) == ("policy_loss" in found)
     pairs = [

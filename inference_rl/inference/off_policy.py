@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -115,21 +115,23 @@ class Learner:
         schedule: Callable[[int], None] | None = None,
     ) -> None:
         self.settings, self.model, self.prior, self.tempering = settings, model, prior, tempering
-        self.parts, self.lags, self.q, self._learned = parts, lags, q, policy
+        self.parts, self.lags, self._q, self._learned = parts, lags, q, policy
         self._schedule = schedule
         self.policy = policy if settings.device == "cpu" else copy.deepcopy(policy).to("cpu")
         self.replay = PathReplay(
             settings.replay_capacity, dtype=torch.get_default_dtype(), device=settings.device
         )
-        # One for all: it leaves alone what has no gradient, and to call it twice takes its time.
         self._parameters = {name: _learned(part.module) for name, part in parts.items()}
-        self.optimiser = torch.optim.Adam(
-            [
-                {"params": self._parameters[name], "lr": part.learning_rate}
-                for name, part in parts.items()
-            ],
-            fused=True,
-        )
+        self.optimisers = {
+            name: torch.optim.Adam(self._parameters[name], lr=part.learning_rate, fused=True)
+            for name, part in parts.items()
+        }
+        self._followers = {
+            name: [lag for lag in lags.values() if lag.ahead is part.module]
+            for name, part in parts.items()
+        }
+        self._aside = _apart(parts, policy, prior) if settings.side_by_side else []
+        self._pending: list[Future[None]] = []
         self.updates, self.steps, self.owed = 0, 0, 0.0
         self.seed = int(torch.randint(2**62, ()))
         self._strides = _strides(model, settings.device)
@@ -202,45 +204,72 @@ class Learner:
         self.updates += 1
         seed = derived(self.seed, f"update {self.updates}")
         batch = self._batch(seed)
-        temperature = self.tempering.temperature
-        given = (*batch, batch.reward.new_tensor(temperature))
+        given = (*batch, batch.reward.new_tensor(self.tempering.temperature))
         due = [name for name, part in self.parts.items() if self.updates % part.every == 0]
-        numbers: dict[str, Tensor | float] = {}
+        self.settle()
         with torch_seeded(seed, "cpu"):
-            if self.settings.side_by_side:
-                numbers |= self._descend(self._side_by_side(due, given))
-            else:
-                for name in due:
-                    numbers |= self._descend({name: self._graphs[name](*given)})
+            found = self._side_by_side(due, given) if self.settings.side_by_side else {}
+            for name in due:
+                if name not in found:
+                    found[name] = self._graphs[name](*given)
+                    self._descend(name, found[name])
+        numbers = self._numbers(found)
         if "divergence" in numbers:
             self.tempering.update(torch.as_tensor(numbers["divergence"]), 0)
-        for lag in self.lags.values():
-            if self.updates % lag.every == 0:
-                _follow(lag)
+        left = found if self.settings.side_by_side else {}
+        steps = {name: self._step(name, left.get(name)) for name in self.parts}
+        self._pending = [self._threads.submit(steps.pop(name)) for name in self._aside]
+        for step in steps.values():
+            step()
         return numbers
 
     def _side_by_side(self, names: list[str], given: Tensors) -> dict[str, Tensors]:
-        """What the graphs give, all but the last on threads of their own."""
+        """What the graphs give, all but the first, which takes longest, on threads of their own."""
         runs = [self._graphs[name].prepared(*given) for name in names]
         if not all(self._graphs[name].traced for name in names):
             return {name: run() for name, run in zip(names, runs, strict=True)}
-        waiting = [self._threads.submit(run) for run in runs[:-1]]
-        last = runs[-1]()
-        return dict(zip(names, [*(future.result() for future in waiting), last], strict=True))
+        waiting = [self._threads.submit(run) for run in runs[1:]]
+        found = [run() for run in runs[:1]]
+        found += [future.result() for future in waiting]
+        return dict(zip(names, found, strict=True))
 
-    def _descend(self, found: dict[str, Tensors]) -> dict[str, Tensor | float]:
-        """A step of each part by what its graph gave; numbers to log."""
+    def _step(self, name: str, found: Tensors | None) -> Callable[[], None]:
+        """What takes a step of a part, if one is left to take, and then lets follow what lags."""
+        following = [lag for lag in self._followers[name] if self.updates % lag.every == 0]
+
+        def step() -> None:
+            if found is not None:
+                self._descend(name, found)
+            for lag in following:
+                _follow(lag)
+
+        return step
+
+    @property
+    def q(self) -> nn.Module:
+        """The message, for the result."""
+        self.settle()
+        return self._q
+
+    def settle(self) -> None:
+        """Wait for steps that are being taken still, while the policy acts already."""
+        pending, self._pending = self._pending, []
+        for future in pending:
+            future.result()
+
+    def _descend(self, name: str, found: Tensors) -> None:
+        """A step of a part by what its graph gave."""
+        for parameter, gradient in zip(self._parameters[name], found, strict=False):
+            parameter.grad = gradient
+        self.optimisers[name].step()
+
+    def _numbers(self, found: dict[str, Tensors]) -> dict[str, Tensor | float]:
+        """What to log of what the graphs gave."""
         numbers: dict[str, Tensor | float] = {}
-        for name, parameters in self._parameters.items():
-            if name not in found:
-                for parameter in parameters:
-                    parameter.grad = None
-                continue
-            for parameter, gradient in zip(parameters, found[name], strict=False):
-                parameter.grad = gradient
+        for name, tensors in found.items():
             names = f"{name}_loss", f"{name}_gradient_norm", *self._names[name]
-            numbers |= dict(zip(names, found[name][len(parameters) :], strict=True))
-        self.optimiser.step()
+            rest = tensors[len(self._parameters[name]) :]
+            numbers |= dict(zip(names, rest, strict=True))
         return numbers
 
     def _batch(self, seed: int) -> Batch:
@@ -262,10 +291,11 @@ class Learner:
         )
 
     def state_dict(self) -> dict[str, Any]:
+        self.settle()
         return {
             "modules": {name: part.module.state_dict() for name, part in self.parts.items()},
             "lagging": {name: lag.behind.state_dict() for name, lag in self.lags.items()},
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": {name: it.state_dict() for name, it in self.optimisers.items()},
             "temperature": self.tempering.state_dict(),
             "replay": self.replay.state_dict(),
             "updates": self.updates,
@@ -275,11 +305,13 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.settle()
         for name, part in self.parts.items():
             part.module.load_state_dict(state["modules"][name])
         for name, lag in self.lags.items():
             lag.behind.load_state_dict(state["lagging"][name])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
         self.tempering.load_state_dict(state["temperature"])
         self._show()
         self.replay.load_state_dict(state["replay"])
@@ -308,6 +340,17 @@ def _gradients(part: Part, names: list[str]) -> Callable[..., tuple[Tensor, ...]
 
 def _learned(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def _apart(parts: dict[str, Part], policy: Policy, prior: ActionPrior) -> list[str]:
+    """Parts that neither the policy nor the prior, which act, read when they do."""
+    acting = [module for module in (policy, prior) if isinstance(module, nn.Module)]
+    read = {id(parameter) for module in acting for parameter in module.parameters()}
+    return [
+        name
+        for name, part in parts.items()
+        if read.isdisjoint(id(parameter) for parameter in part.module.parameters())
+    ]
 
 
 def _follow(lag: Lag) -> None:
