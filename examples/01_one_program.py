@@ -30,7 +30,7 @@ def guide_of(policy):
     return lambda: trajectory(tree, policy, DEPTH)
 
 
-# 1. The log-joint is a sum over sites: log-prior of the actions, log-dynamics, reward / temperature.
+# 1. The log-joint is a sum over sites: log-prior of actions, log-dynamics, reward / temperature.
 pyro.set_rng_seed(0)
 trace = poutine.trace(model).get_trace()
 by_hand = 0.0
@@ -45,8 +45,8 @@ print("sites:", ", ".join(name for name in trace.nodes if name[0] != "_"))
 print(f"log p(τ, O) of one draw: {trace.log_prob_sum():.10f}, by hand {by_hand:.10f}")
 assert abs(trace.log_prob_sum() - by_hand) < 1e-12
 
-# 2. Summed over all trajectories it is the evidence, log p(O): Pyro's enumeration of the program and
-#    this library's messages, passed backwards, agree.
+# 2. Summed over all trajectories it is the evidence, log p(O): Pyro's enumeration of the program
+#    and this library's messages, passed backwards, agree.
 evidence = -TraceEnum_ELBO(max_plate_nesting=0).loss(config_enumerate(model), lambda: None)
 best = infer(tree, Exact(temperature=TEMPERATURE))
 print(f"log p(O): {evidence:.10f} by enumeration, {best.log_evidence:.10f} by messages")
