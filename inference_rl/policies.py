@@ -46,7 +46,9 @@ class Policy(nn.Module, abc.ABC):
         """What it takes to make such a policy, besides its parameters; JSON."""
         return None
 
-    def act(self, state: Any, t: int | Tensor | None = None, *, deterministic: bool = False) -> Tensor:
+    def act(
+        self, state: Any, t: int | Tensor | None = None, *, deterministic: bool = False
+    ) -> Tensor:
         """An action in `state`: drawn from π, or its most likely one."""
         state = torch.as_tensor(state)
         with torch.no_grad():
