@@ -109,14 +109,14 @@ def begun(complete: Path, tmp_path: Path) -> Path:
     return run
 
 
-ALIKE = {"soft-ddpg": [pytest.mark.slow]}
-"""Routines whose learner is that of another one here."""
+ALIKE = {("soft-ddpg", "Pendulum-v1"), ("sac", "Pendulum-v1")}
+"""Whose learner, loop and environment others here have too."""
 
 
 @pytest.mark.parametrize(
     ("routine", "target"),
     [
-        pytest.param(name, at, marks=ALIKE.get(name, []))
+        pytest.param(name, at, marks=[pytest.mark.slow] if (name, at) in ALIKE else [])
         for name, (_, targets) in LEARNED.items()
         for at in targets
     ],
