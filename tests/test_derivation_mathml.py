@@ -1,0 +1,121 @@
+"""Formulas as MathML: each of the ladder's, and how the parts of the language are laid out."""
+
+from __future__ import annotations
+
+import re
+from xml.etree.ElementTree import Element, tostring
+
+import pytest
+
+from inference_rl.derivation import STEPS
+from inference_rl.derivation.mathml import mathml
+
+FORMULAS = [formula for step in STEPS for formula in step.formulas]
+
+
+def inside(latex: str) -> str:
+    return "".join(tostring(part, encoding="unicode") for part in mathml(latex))
+
+
+def spaces(latex: str) -> list[str]:
+    """Text of the parts of a row; a thin space is one."""
+    return [" " if part.tag == "mspace" else "".join(part.itertext()) for part in mathml(latex)]
+
+
+@pytest.mark.parametrize("latex", FORMULAS)
+def test_nothing_of_latex_is_left_in_a_formula_of_the_ladder(latex: str) -> None:
+    formula = mathml(latex)
+    assert formula.get("display") == "block"
+    text = "".join(formula.itertext())
+    assert text.strip()
+    assert not re.search(r"[\\&$^_]", text), text
+    for part in formula.iter():
+        # Text stands in tokens only, and scripts and fractions have what they need.
+        assert bool(part.text) == (part.tag in {"mi", "mo", "mn", "mtext"})
+        assert len(part) == {
+            **dict.fromkeys(["msub", "msup", "munder", "mover", "mfrac"], 2),
+            **dict.fromkeys(["msubsup", "munderover"], 3),
+        }.get(part.tag, len(part))
+
+
+@pytest.mark.parametrize(
+    ("latex", "expected"),
+    [
+        (r"V^*", "<msup><mi>V</mi><mo lspace='0' rspace='0'>∗</mo></msup>"),
+        (r"s'_t", "<msubsup><mi>s</mi><mi>t</mi><mo lspace='0' rspace='0'>′</mo></msubsup>"),
+        (r"\mathrm{KL}", "<mi>KL</mi>"),
+        (r"\mathrm{H}", "<mi mathvariant='normal'>H</mi>"),
+        (r"\gamma^{t+1}", "<msup><mi>γ</mi><mrow><mi>t</mi><mo>+</mo><mn>1</mn></mrow></msup>"),
+        (r"\frac{1}{2}", "<mfrac><mn>1</mn><mn>2</mn></mfrac>"),
+        (r"\sum_a", "<munder><mo>∑</mo><mi>a</mi></munder>"),
+        (r"\int_0^1", "<msubsup><mo>∫</mo><mn>0</mn><mn>1</mn></msubsup>"),
+        (r"\mathbb{E}_q", "<msub><mi>𝔼</mi><mi>q</mi></msub>"),
+        (r"0.95", "<mn>0.95</mn>"),
+        (r"\text{if any}", "<mtext>if\N{NO-BREAK SPACE}any</mtext>"),
+    ],
+)
+def test_parts_of_the_language(latex: str, expected: str) -> None:
+    assert inside(latex) == expected.replace("'", '"')
+
+
+def test_a_sign_is_told_from_an_operator() -> None:
+    def tight(latex: str) -> list[bool]:
+        minuses = (p for p in mathml(latex).iter("mo") if p.text == "−")
+        return [part.get("lspace") == "0" for part in minuses]
+
+    assert tight(r"-a") == tight(r"a = -b") == tight(r"(-a)") == tight(r"a = \, -b") == [True]
+    assert tight(r"a - b") == tight(r"\left(a\right) - b") == tight(r"(a) - b") == [False]
+    assert tight(r"a - -b") == [False, True]
+
+
+def test_thin_spaces_are_those_of_tex() -> None:
+    assert spaces(r"\alpha \log \pi") == ["α", " ", "log", " ", "π"]
+    assert spaces(r"\log (x)") == ["log", "(", "x", ")"]
+    assert spaces(r"\log \left(x\right) y") == ["log", "(x)", "y"]
+    assert spaces(r"a \frac{1}{2} (b)") == ["a", " ", "12", " ", "(", "b", ")"]
+    assert spaces(r"Q / \alpha") == ["Q", "/", "α"]
+
+
+def test_scripts_of_a_maximum_go_below_it() -> None:
+    (limit,) = mathml(r"\operatorname{argmax}_a")
+    assert limit.tag == "munder"
+    assert limit[0].text == "arg\N{NO-BREAK SPACE}max"
+    (log,) = mathml(r"\log_2")
+    assert log.tag == "msub"
+
+
+def test_tables() -> None:
+    def cells(latex: str) -> list[list[tuple[str, str | None]]]:
+        rows: list[Element] = list(mathml(latex).iter("mtr"))
+        return [[("".join(cell.itertext()), cell.get("class")) for cell in row] for row in rows]
+
+    aligned = cells(r"\begin{aligned} a &= b \\ &= c \end{aligned}")
+    right, left = "align-r", "align-l"
+    assert aligned == [[("a", right), ("=b", left)], [("", right), ("=c", left)]]
+    assert cells(r"\begin{array}{cl} a & b \end{array}") == [[("a", "align-c"), ("b", left)]]
+    (cases,) = mathml(r"\begin{cases} 1 & \text{so} \\ 0 & \text{not} \end{cases}")
+    assert cases[0].text == "{"
+
+
+@pytest.mark.parametrize(
+    ("latex", "problem"),
+    [
+        (r"\foo x", r"unknown command \\foo; write it with the commands that are listed in"),
+        (r"\frac{1}{2", "expected }, got its end"),
+        (r"\left( x", r"expected \\right, got its end"),
+        (r"\left a \right)", "expected a delimiter, got a"),
+        (r"x^2^3", r"two scripts \^ on one base"),
+        (r"a & b", "unexpected '&'"),
+        (r"a }", "unexpected '}'"),
+        (r"x_", "expected more, got its end"),
+        (r"\mathcal{x}", r"\\mathcal has no x"),
+        (r"\mathrm{a\,b}", "expected a word in braces"),
+        (r"\mathrm{ab", "expected }, got its end"),
+        (r"\begin{matrix} a \end{matrix}", "unknown environment matrix"),
+        (r"\begin{aligned} a \end{array}", "aligned is not closed"),
+        ("a ≤ b", "unexpected '≤'"),
+    ],
+)
+def test_what_is_not_known_is_an_error(latex: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        mathml(latex)
