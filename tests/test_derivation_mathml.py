@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element, tostring
 import pytest
 
 from inference_rl.derivation import STEPS
-from inference_rl.derivation.mathml import mathml
+from inference_rl.derivation.page.mathml import mathml
 
 FORMULAS = [formula for step in STEPS for formula in step.formulas]
 

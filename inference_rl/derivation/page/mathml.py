@@ -13,7 +13,7 @@ import re
 from typing import Literal, NamedTuple
 from xml.etree.ElementTree import Element
 
-from inference_rl.derivation.markup import element
+from inference_rl.derivation.page.markup import element
 
 Kind = Literal["ord", "op", "bin", "rel", "open", "close", "punct", "inner", "fenced", "space"]
 
@@ -97,7 +97,7 @@ class _Parser:
     def error(self, problem: str) -> ValueError:
         return ValueError(
             f"formula {self.latex!r}: {problem}; write it with the commands that are listed in "
-            "inference_rl/derivation/mathml.py, or add to them"
+            "inference_rl/derivation/page/mathml.py, or add to them"
         )
 
     def peek(self) -> str | None:

@@ -1,0 +1,634 @@
+"""The derivation's page: what stands in it, and how it behaves in a real browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import chromium
+import numpy as np
+import pytest
+import torch
+
+from inference_rl import FiniteModel, load_target
+from inference_rl.derivation import Derivation, Step, derive
+from inference_rl.derivation.curves import Curves, curves
+from inference_rl.derivation.page import render
+from inference_rl.derivation.page.charts import (
+    LARGE,
+    Curve,
+    equality,
+    inequality,
+    number,
+    plot,
+    relation,
+    temperature_axis,
+    value_axis,
+)
+from inference_rl.derivation.page.document import SCRIPT, STYLE
+from inference_rl.derivation.step import Assumption, Check, Estimate, Row, Side, Twin, evaluate
+from inference_rl.derivation.subject import Subject
+from inference_rl.diagnostics import page as pictures
+from inference_rl.trajectory import trajectory
+
+TEMPERATURE = 0.1
+VOID = {"meta", "input"}
+needs_chromium = pytest.mark.skipif(chromium.BINARY is None, reason="needs Chromium")
+
+
+# ---- what is shown -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Shown:
+    derivation: Derivation
+    curves: Curves
+    html: str
+
+
+@pytest.fixture(scope="module")
+def lake() -> Shown:
+    """All steps on FrozenLake, as the command has them."""
+    model = load_target("FrozenLake-v1")
+    derivation = derive(model, temperature=TEMPERATURE)
+    moved = curves(Subject(model, TEMPERATURE))
+    assert moved is not None
+    return Shown(derivation, moved, render(derivation, moved))
+
+
+def small() -> FiniteModel:
+    """Two states, the second of which ends."""
+    transition = np.array([[[0.5, 0.5], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    reward = np.array([[1.0, 0.0], [0.0, 0.0]])
+    end = torch.tensor([False, True])
+    return FiniteModel.from_tables(transition, reward, discount=0.9, terminal=end)
+
+
+def made(left: Any, right: Any, broken: Any, **changes: Any) -> Step:
+    """A step whose sides are given."""
+    check = Check(
+        Side("by one way", lambda _: left),
+        Side("by `another`", lambda _: right),
+        Twin("a mistake", "right", lambda _: broken, blind=lambda _: "there is nothing to mistake"),
+        over=changes.pop("over", ()),
+    )
+    step = Step(
+        id="made",
+        title="Made up",
+        explanation="It is `so`.",
+        formulas=(r"a = b",),
+        relation="=",
+        unit="reward",
+        checks=(check,),
+        reference="Levine (2018), arXiv:1805.00909, §3.1",
+        about=trajectory,
+    )
+    return dataclasses.replace(step, **changes)
+
+
+def page_of(step: Step, **changes: Any) -> str:
+    subject = Subject(small(), 1.0)
+    derivation = Derivation(
+        target="small",
+        temperature=1.0,
+        discount=0.9,
+        horizon=None,
+        state_space="Discrete(2)",
+        action_space="Discrete(2)",
+        prior="uniform",
+        seed=0,
+        findings=(evaluate(step, subject, 1),),
+        seconds=0.1,
+    )
+    return render(dataclasses.replace(derivation, **changes), None)
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes, text by class of its element; tags have to be closed."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[tuple[str, dict[str, str | None]]] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs)
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(self.elements[-1])
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts += [(attrs.get("class") or tag, data) for tag, attrs in self.open[-1:]]
+
+    def text(self, class_: str) -> list[str]:
+        return [text for name, text in self.texts if name == class_]
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, attrs in self.elements if (value := attrs.get(name)) is not None]
+
+
+def test_the_page_of_frozen_lake_is_complete_small_and_well_formed(lake: Shown) -> None:
+    assert len(lake.html.encode()) < 2_000_000
+    assert lake.html.startswith("<!doctype html>")
+    read = Reader(lake.html)
+    ids = read.values("id")
+    assert len(set(ids)) == len(ids)
+    named = {value for name in ("for", "aria-labelledby") for value in read.values(name)}
+    local = {link[1:] for link in read.values("href") if link.startswith("#")}
+    assert named | local <= set(ids)
+    for finding in lake.derivation.findings:
+        assert finding.step.id in local
+        assert finding.left_words.replace("`", "") in "".join(text for _, text in read.texts)
+    steps = [attrs for tag, attrs in read.elements if attrs.get("class") == "step"]
+    assert [step["id"] for step in steps] == [f.step.id for f in lake.derivation.findings]
+    assert [step["data-verdict"] for step in steps] == [f.verdict for f in lake.derivation.findings]
+
+
+def test_the_page_asks_for_nothing(lake: Shown) -> None:
+    read = Reader(lake.html)
+    assert read.values("src") == read.values("style") == []
+    assert {link.partition("/abs/")[0] for link in read.values("href") if link[0] != "#"} <= {
+        "https://arxiv.org"
+    }
+    assert {tag for tag, attrs in read.elements if "href" in attrs} == {"a"}
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttp|import\(", lake.html)
+    (policy,) = (c for c in read.values("content") if "default-src" in c)
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_what_a_model_is_called_is_text_and_nothing_else() -> None:
+    evil = "</title><script>alert(1)</script>\"'&amp;"
+    step = made([1.0, 2.0], [1.0, 2.0], 3.0, over=((evil, "b"),), title=evil, explanation=evil)
+    read = Reader(page_of(step, target=evil, prior=evil))
+    assert len([tag for tag, _ in read.elements if tag == "script"]) == 1
+    assert f"The derivation on {evil}" in read.text("h1")
+    assert evil in read.text("explanation")
+
+
+def test_numbers_of_both_sides_and_of_the_twin() -> None:
+    step = made([1.0, 2.0], [1.0, 2.0 + 1e-13], [1.0, 2.5], over=(("here", "there"),))
+    read = Reader(page_of(step))
+    values = [
+        attrs["value"]
+        for _, attrs in read.elements
+        if attrs.get("class") == "value" and "value" in attrs
+    ]
+    assert values == ["2.0", repr(2.0 + 1e-13), "2.0", "2.5"]
+    assert read.text("relation") == ["=", "≠"]
+    assert read.text("difference") == [
+        *(
+            "difference ",
+            "−10⁻¹³",
+            ", allowed ",
+            place := ", in reward units, at there, the worst of 2 places",
+        ),
+        *("difference ", "−0.5", ", allowed ", place),
+    ]
+    assert read.text("tolerance") == ["2 × 10⁻¹⁰", "2.5 × 10⁻¹⁰"]
+    assert "Broken: a mistake" in read.text("words")
+    assert "fail: caught" in read.text("span")
+
+
+def test_estimates_have_the_digits_that_their_error_leaves() -> None:
+    drawn = Estimate(np.array(0.123456789), np.array(0.002))
+    read = Reader(page_of(made(drawn, 0.125, 0.5)))
+    assert read.text("value")[:2] == ["0.123", " ± 0.002"]
+    assert read.text("value")[2] == "0.125"
+
+
+def test_a_step_that_fails_says_where_and_a_twin_that_passes_is_told_of() -> None:
+    read = Reader(page_of(made(1.0, 2.0, 1.0)))
+    assert "fail: both sides differ by 1, allowed 2e-10" in read.text("why as-is")
+    assert "cannot differ here" in read.text("span")
+    assert "a mistake: cannot differ here: there is nothing to mistake" in read.text("why twin")
+    assert ", 1 fail" in "".join(read.text("strong"))
+    assert "0 of 1 twins are caught" in "".join(read.text("strong"))
+
+
+def test_a_step_that_does_not_apply_has_no_numbers_and_no_switch() -> None:
+    never = Assumption("a cat", lambda _: "it has no cat")
+    read = Reader(page_of(made(1.0, 1.0, 2.0, assumptions=(never,))))
+    assert read.text("why as-is") == ["does not apply: it has no cat"]
+    assert "a cat: it has no cat" in read.text("li")
+    assert read.text("value") == read.text("switch") == []
+    assert ", 1 do not apply" in "".join(read.text("strong"))
+
+
+# ---- pictures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (0.0, 6, "0"),
+        (-1.5, 6, "−1.5"),
+        (5.329070518200751e-15, 2, "5.3 × 10⁻¹⁵"),
+        (1e-9, 2, "10⁻⁹"),
+        (-1e6, 3, "−10⁶"),
+        (1234.5678, 12, "1234.5678"),
+        (math.inf, 3, "∞"),
+        (-math.inf, 3, "−∞"),
+        (math.nan, 3, "–"),
+        (None, 3, "–"),
+    ],
+)
+def test_numbers_for_people(value: float | None, digits: int, text: str) -> None:
+    assert number(value, digits) == text
+
+
+def row(left: float, right: float, tolerance: float = 1e-9) -> Row:
+    return Row("", left, right, left - right, tolerance)
+
+
+def test_a_difference_stands_on_the_side_of_its_tolerance_where_it_belongs() -> None:
+    def at(difference: float) -> float:
+        (dot,) = equality(Row("", 1.0, 1.0, difference, 1e-9)).iter("circle")
+        return float(dot.get("cx", "").rstrip("%"))
+
+    assert at(1e-9) == pytest.approx(50)
+    assert at(-1e-12) < at(1e-10) < 50 < at(1e-8) < at(-1.0) < 100
+    assert (at(0.0), at(1e30)) == (2, 98)
+
+
+def test_slack_is_drawn_between_the_sides() -> None:
+    picture = inequality(row(1.0, 3.0))
+    left, right = (float(c.get("cx", "").rstrip("%")) for c in picture.iter("circle"))
+    (slack,) = (r for r in picture.iter("rect") if r.get("class") == "slack")
+    assert float(slack.get("x", "").rstrip("%")) == pytest.approx(left, abs=0.02)
+    assert float(slack.get("width", "").rstrip("%")) == pytest.approx(right - left, abs=0.02)
+    assert "slack 2" in picture.get("aria-label", "")
+    turned = inequality(row(3.0, 1.0))
+    assert {r.get("class") for r in turned.iter("rect")} == {"line", "excess"}
+    assert "too much by 2" in turned.get("aria-label", "")
+    assert [line.get("class") for line in inequality(row(-1.0, 1.0)).iter("line")] == ["zero"]
+    assert relation(row(-math.inf, 1.0), "<=") is None
+
+
+def test_axes() -> None:
+    assert temperature_axis([0.001, 0.1, 10.0], LARGE).ticks == (0.001, 0.01, 0.1, 1.0, 10.0)
+    assert temperature_axis([0.002, 0.2, 20.0], LARGE).ticks == (0.01, 0.1, 1.0, 10.0)
+    even = value_axis([0.1, 0.54], LARGE, powers=True)
+    assert even.ticks == pytest.approx((0.0, 0.2, 0.4, 0.6))
+    assert (even.place(0.6), even.place(0.0)) == (LARGE.top, LARGE.bottom)
+    powers = value_axis([-0.5, 1.0, 1.0, 3.0, 1000.0], LARGE, powers=True)
+    assert powers.ticks == (0.0, 10.0, 1000.0)
+    assert (powers.place(1000.0), powers.place(-0.5)) == (LARGE.top, LARGE.bottom)
+    spread = [powers.place(1000.0), powers.place(100.0), powers.place(10.0)]
+    assert np.diff(spread) == pytest.approx(np.diff(spread).mean(), rel=0.01)
+    flat = value_axis([2.0, 2.0], LARGE, powers=False)
+    assert LARGE.top < flat.place(2.0) < LARGE.bottom
+
+
+def test_a_curve_is_broken_where_it_is_not_defined() -> None:
+    curve = Curve("gap", [None, 1.0, 2.0, None, 3.0], "c0")
+    picture = plot("gap", [0.01, 0.1, 1.0, 10.0, 100.0], 0, [curve])
+    (path,) = picture.iter("path")
+    assert re.sub(r"[\d.,]+", "", path.get("d", "")).split() == ["M", "L", "M"]
+    (dot,) = picture.iter("circle")
+    assert dot.get("visibility") == "hidden"
+    moves = json.loads(dot.get("data-frames", ""))
+    assert moves["visibility"] == ["hidden", "visible", "visible", "hidden", "visible"]
+
+
+def colours(theme: int) -> dict[str, str]:
+    found = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", STYLE.read_text())
+    return {name: pair[theme] for name, *pair in found}
+
+
+def contrast(one: str, other: str) -> float:
+    """The web's definition, WCAG 2."""
+
+    def luminance(colour: str) -> float:
+        channels = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        linear = np.where(
+            channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
+        )
+        return float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return high / low
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_letters_and_lines_can_be_told_from_the_paper(theme: int) -> None:
+    known = colours(theme)
+    for paper in ("paper", "raised"):
+        for ink in ("ink", "muted", "link", "good", "bad"):
+            assert contrast(known[ink], known[paper]) >= 4.5, (ink, paper)
+        for ink in ("c0", "c1", "c2", "good-fill", "bad-fill"):
+            assert contrast(known[ink], known[paper]) >= 3, (ink, paper)
+
+
+def test_the_page_looks_like_the_pictures_of_a_policy() -> None:
+    known = colours(0)
+    assert (known["ink"], known["faint"]) == (pictures.INK, pictures.FAINT)
+    assert tuple(known[f"c{i}"] for i in range(6)) == pictures.COLOURS
+
+
+# ---- in a browser --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Page]:
+    profile = tmp_path_factory.mktemp("profile")
+    with chromium.browser(profile) as page:
+        yield page
+    shutil.rmtree(profile, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def file(lake: Shown, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "lake.html"
+    path.write_text(lake.html, encoding="utf-8")
+    return path
+
+
+@needs_chromium
+def test_it_opens_in_silence_and_asks_for_nothing(tab: chromium.Page, file: Path) -> None:
+    tab.open(file)
+    tab.run("document.querySelectorAll('details').forEach(box => box.open = true)")
+    assert tab.requests == [file.resolve().as_uri()]
+    assert tab.messages == []
+
+
+@needs_chromium
+def test_formulas_are_laid_out(tab: chromium.Page, file: Path, lake: Shown) -> None:
+    tab.open(file)
+    laid = tab.run(
+        """[...document.querySelectorAll('math')].map(formula => {
+          const box = formula.getBoundingClientRect();
+          const parts = [...formula.querySelectorAll('mi, mn, mo, mtext, mfrac')]
+            .filter(part => part.textContent.trim())
+            .map(part => part.getBoundingClientRect());
+          return {
+            width: box.width,
+            height: box.height,
+            text: formula.textContent,
+            flat: parts.filter(part => !(part.width > 0 && part.height > 0)).length,
+            outside: parts.filter(part =>
+              part.right > box.right + 1 || part.left < box.left - 1).length,
+            stacked: [...formula.querySelectorAll('mfrac')].every(f =>
+              f.children[0].getBoundingClientRect().bottom <=
+              f.children[1].getBoundingClientRect().top + 1),
+          };
+        })"""
+    )
+    assert len(laid) == sum(len(finding.step.formulas) for finding in lake.derivation.findings)
+    for formula in laid:
+        assert min(formula["width"] / 20, formula["height"] / 10) > 1, formula
+        assert formula["flat"] == formula["outside"] == 0, formula
+        assert formula["stacked"], formula
+        assert not re.search(r"[\\&$]", formula["text"]), formula
+
+
+READINGS = """[...document.querySelectorAll('.temperature figure')].map(figure => [
+  figure.querySelector('figcaption').textContent,
+  ...[...figure.querySelectorAll('.legend data')].map(read => [read.value, read.textContent]),
+])"""
+MARKERS = """[...document.querySelectorAll('.marker')].map(line =>
+  line.getBoundingClientRect().left - line.closest('svg').getBoundingClientRect().left)"""
+
+
+def expected(moved: Curves, at: int) -> list[list[float | None]]:
+    """What stands under every picture at a temperature."""
+    figures: list[list[float | None]] = [
+        [moved.objective[at], moved.expected_return[at], moved.regular],
+        [moved.objective_entropy_form[at], moved.regular],
+        [moved.entropy[at]],
+        [moved.evidence_gap[at], moved.log_evidence[at]],
+    ]
+    return figures + [list(chances) for chances in moved.policy[at]]
+
+
+@needs_chromium
+def test_the_slider_shows_what_was_computed(tab: chromium.Page, file: Path, lake: Shown) -> None:
+    tab.open(file)
+    tab.run("document.getElementById('slider').focus()")
+    last = len(lake.curves.temperatures) - 1
+    at = lake.curves.chosen
+    seen = []
+    moves = [
+        ("ArrowRight", 1),
+        ("ArrowUp", 1),
+        ("ArrowLeft", -1),
+        ("Home", -last),
+        ("ArrowRight", 1),
+    ]
+    for key, by in [(None, 0), *moves, ("End", last), ("ArrowLeft", -1)]:
+        if key is not None:
+            tab.press(key)
+        at = min(max(at + by, 0), last)
+        figures = tab.run(READINGS)
+        assert len(figures) == len(expected(lake.curves, at))
+        for (title, *read), numbers in zip(figures, expected(lake.curves, at), strict=True):
+            assert [float(value) for value, _ in read] == numbers, title
+            for (_, text), exact in zip(read, numbers, strict=True):
+                assert float(as_plain(text)) == pytest.approx(exact, rel=1e-4, abs=6e-5)
+        temperature = lake.curves.temperatures[at]
+        shown = tab.run("document.getElementById('temperature-shown').textContent")
+        assert float(as_plain(shown)) == pytest.approx(temperature, rel=1e-3)
+        said = tab.run("document.querySelector('.slider [aria-live=polite]').textContent")
+        assert said.startswith(f"Temperature {shown}: J {number(lake.curves.objective[at], 4)}")
+        told = tab.run("document.getElementById('slider').getAttribute('aria-valuetext')")
+        assert told == f"temperature {shown}"
+        seen.append((at, tab.run(MARKERS)))
+    for (one, before), (other, after) in itertools.pairwise(seen):
+        assert all(
+            math.copysign(1, b - a) == math.copysign(1, other - one)
+            for a, b in zip(before, after, strict=True)
+        )
+
+
+def as_plain(text: str) -> str:
+    """A number for people, as Python reads it."""
+    powers = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")
+    mantissa, times, power = text.partition("10⁻" if "10⁻" in text else " × 10")
+    if not times:
+        return text.translate(powers)
+    if times == "10⁻":
+        return (
+            f"{(mantissa.removesuffix(' × ') or '1').translate(powers)}e-{power.translate(powers)}"
+        )
+    return f"{mantissa.translate(powers)}e{power.translate(powers)}"
+
+
+VISIBLE = """(() => {
+  const seen = [...document.querySelectorAll('section.step')].map(step => {
+    const shown = [...step.querySelectorAll('.numbers')].filter(box => box.checkVisibility());
+    return [step.id, {
+      sides: shown.map(box => [...box.querySelectorAll('.sides data')].map(read => read.value)),
+      differences: shown.map(box => box.querySelector('data.difference').value),
+      words: shown.map(box => box.textContent),
+      badges: [...step.querySelectorAll('.title .badge')].filter(b => b.checkVisibility())
+        .map(b => b.textContent.slice(1)),
+    }];
+  });
+  return Object.fromEntries(seen);
+})()"""
+
+
+@needs_chromium
+def test_breaking_a_step_shows_its_twin(tab: chromium.Page, file: Path, lake: Shown) -> None:
+    tab.open(file)
+    whole = tab.run(VISIBLE)
+    for finding in lake.derivation.findings:
+        if finding.comparison is not None:
+            seen = whole[finding.step.id]
+            assert seen["sides"] == [[repr(finding.left), repr(finding.right)]]
+            assert seen["differences"] == [repr(finding.difference)]
+            assert seen["badges"] == [finding.verdict]
+    switches = tab.run("document.querySelectorAll('.break').length")
+    assert switches == lake.derivation.counts["twins"] > 0
+    tab.run("document.querySelectorAll('.break').forEach(box => { box.focus(); box.click() })")
+    broken = tab.run(VISIBLE)
+    for finding in lake.derivation.findings:
+        twin = finding.twin
+        if twin is None or twin.comparison is None:
+            continue
+        worst, seen = twin.comparison.worst, broken[finding.step.id]
+        assert seen["sides"] == [[repr(worst.left), repr(worst.right)]]
+        assert seen["differences"] == [repr(worst.difference)]
+        assert f"Broken: {twin.words.replace('`', '')}" in seen["words"][0]
+        assert seen["badges"] == [
+            "fail: caught" if twin.verdict == "fail" else "cannot differ here"
+        ]
+    assert tab.run("getComputedStyle(document.querySelector('.break')).display") != "none"
+    tab.press(" ")  # the last one has the focus
+    mended = Counter(part["badges"][0] for part in tab.run(VISIBLE).values())
+    assert mended["fail: caught"] == lake.derivation.counts["twins_caught"] - 1
+
+
+@needs_chromium
+def test_keys_lead_from_step_to_step(tab: chromium.Page, file: Path, lake: Shown) -> None:
+    tab.open(file)
+    ids = [finding.step.id for finding in lake.derivation.findings]
+    keys = [("n", 0), ("j", 1), ("n", 2), ("p", 1), ("k", 0), ("p", 0)]
+    for key, step in keys + [("n", min(i + 1, len(ids) - 1)) for i in range(len(ids))]:
+        tab.press(key)
+        assert tab.run("document.activeElement.closest('section').id") == ids[step]
+        assert 0 <= tab.run("document.activeElement.getBoundingClientRect().top") < 900
+    marked = "new Promise(then => requestAnimationFrame(() => requestAnimationFrame(then)))"
+    marked += ".then(() => document.querySelector('nav [aria-current]').hash)"
+    assert tab.run(marked) == f"#{ids[-1]}"
+
+
+@needs_chromium
+def test_every_control_is_reached_and_seen_to_be(
+    tab: chromium.Page, file: Path, lake: Shown
+) -> None:
+    tab.open(file)
+    controls = tab.run("[...document.querySelectorAll('button, input')].map(part => part.id)")
+    assert len(controls) == 3 + lake.derivation.counts["twins"]
+    reached = []
+    for _ in range(600):
+        tab.press("Tab")
+        place = "[document.activeElement.tagName, document.activeElement.id]"
+        tag, name = tab.run(place)
+        if tag == "BODY":
+            break
+        reached.append(name or tag)
+        assert tab.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    assert set(controls) <= set(reached)
+    tab.open(file)
+    tab.press("Tab")
+    tab.press("Enter")
+    assert tab.run("location.hash") == "#steps"
+    tab.press("Tab")
+    first = lake.derivation.findings[0].step.id
+    assert tab.run("document.activeElement.closest('section').id") == first
+
+
+@needs_chromium
+def test_keys_can_be_switched_off_and_break_the_step_that_is_read(
+    tab: chromium.Page, file: Path, lake: Shown
+) -> None:
+    tab.open(file)
+    first = next(f.step.id for f in lake.derivation.findings if f.twin is not None)
+    tab.run(f"document.getElementById('{first}').querySelector('h2').focus()")
+    tab.press("b")
+    assert tab.run(f"document.getElementById('{first}-break').checked")
+    tab.run("document.getElementById('keys').click()")
+    tab.press("b")
+    assert tab.run(f"document.getElementById('{first}-break').checked")
+
+
+@needs_chromium
+def test_dark_and_light(tab: chromium.Page, file: Path) -> None:
+    paper = "getComputedStyle(document.body).backgroundColor"
+    pressed = "document.getElementById('theme').getAttribute('aria-pressed')"
+    tab.open(file, dark=True)
+    dark = tab.run(paper)
+    assert tab.run(pressed) == "true"
+    tab.run("document.getElementById('theme').click()")
+    light = tab.run(paper)
+    assert tab.run(pressed) == "false"
+    assert (light, dark) == tuple(
+        f"rgb({', '.join(str(int(colours(i)['paper'][k : k + 2], 16)) for k in (1, 3, 5))})"
+        for i in (0, 1)
+    )
+    tab.open(file)
+    assert tab.run(paper) == light
+
+
+@needs_chromium
+def test_a_phone_scrolls_formulas_and_tables_but_not_the_page(
+    tab: chromium.Page, file: Path
+) -> None:
+    tab.open(file, width=360, height=780)
+    tab.run("document.querySelectorAll('.break').forEach(box => box.click())")
+    tab.run("document.querySelectorAll('main details').forEach(box => box.open = true)")
+    tab.run("dispatchEvent(new Event('resize'))")
+    assert tab.run("document.documentElement.scrollWidth") == 360
+    beyond = tab.run(
+        """[...document.querySelectorAll('main *, header *, nav *, footer *')].filter(part =>
+          part.checkVisibility() && !part.closest('.formula, .wide, .heard') &&
+          part.getBoundingClientRect().right > 361).map(part => part.outerHTML.slice(0, 200))"""
+    )
+    assert beyond == []
+    wide = tab.run(
+        """[...document.querySelectorAll('.formula, .wide')]
+          .filter(box => box.scrollWidth > box.clientWidth).map(box => box.tabIndex)"""
+    )
+    assert set(wide) == {0}
+
+
+@needs_chromium
+def test_paper_has_every_step_open_and_whole(
+    tab: chromium.Page, file: Path, tmp_path: Path
+) -> None:
+    tab.open(file)
+    tab.run("document.querySelectorAll('.break').forEach(box => box.click())")
+    tab.run("""addEventListener('beforeprint', () => {
+      window.paper = [...document.querySelectorAll('main details')].every(box => box.open);
+    })""")
+    tab.printed(tmp_path / "page.pdf")
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+    assert tab.run("window.paper")
+    assert not tab.run("document.querySelector('main details').open")
+    tab.call("Emulation.setEmulatedMedia", media="print")
+    for control in ("#theme", "#slider", ".switch", "#keys", ".numbers.twin"):
+        assert not tab.run(f"document.querySelector('{control}').checkVisibility()"), control
+    assert tab.run("document.querySelector('.numbers.as-is').checkVisibility()")
+    tab.call("Emulation.setEmulatedMedia", media="")
+
+
+def test_the_script_computes_no_numbers() -> None:
+    assert not re.search(r"toFixed|toPrecision|Math\.(log|exp|pow)", SCRIPT.read_text())
