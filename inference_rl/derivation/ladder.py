@@ -8,16 +8,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from inference_rl.derivation import control, evidence, limits
+from inference_rl.derivation import algorithms, bound, control, evidence, gradients, limits
 from inference_rl.derivation.step import Finding, Step, evaluate
 from inference_rl.derivation.subject import Subject
 from inference_rl.environment import EnvironmentModel
 from inference_rl.priors import ActionPrior
 
 STEPS: tuple[Step, ...] = (
-    evidence.GAP,
-    control.SOFT_BELLMAN,
-    limits.CONTRACTION,
+    *evidence.STEPS,
+    *bound.STEPS,
+    *control.STEPS,
+    *limits.STEPS,
+    *gradients.STEPS,
+    *algorithms.STEPS,
+    control.REGRET,
 )
 
 

@@ -21,7 +21,7 @@ import dataclasses
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 import inference_rl
-from inference_rl.randomness import derived
+from inference_rl.randomness import derived, torch_seeded
 
 if TYPE_CHECKING:
     from inference_rl.derivation.subject import Subject
@@ -71,6 +71,7 @@ class Estimate:
 
 Result = float | Array | Tensor | Estimate
 Compute = Callable[["Subject"], Result]
+Axis = str | tuple[str, ...] | Callable[["Subject"], Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +121,8 @@ class Check:
     :ivar tolerance: for rounding, relative to the largest number on either side and to the size of
         what is at stake in the model (`Subject.size`). `DEVIATIONS` standard errors of whatever is
         an estimate are added.
-    :ivar over: what the dimensions of the sides are: "state", "action" or "step", whose names the
-        model knows, or a tuple of names.
+    :ivar over: what the dimensions of the sides are: "state" or "action", whose names the model
+        knows, names, or a function that gives names.
     """
 
     left: Side
@@ -129,7 +130,7 @@ class Check:
     twin: Twin
     needs: tuple[Assumption, ...] = ()
     tolerance: float = 1e-10
-    over: tuple[str | tuple[str, ...], ...] = ()
+    over: tuple[Axis, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +196,8 @@ class TwinFinding:
     """What came of the twin.
 
     :ivar verdict: "fail" where the mistake was found; "cannot differ here: ..." where it makes no
-        difference to this model; "pass" where it should have been found.
+        difference to this model; "pass" where it should have been found; "failed to compute: ..."
+        where it gave no number.
     """
 
     words: str
@@ -316,7 +318,7 @@ class Finding:
 def evaluate(step: Step, subject: Subject, number: int) -> Finding:
     """What a step comes to on a model. The global random state is left as it was."""
     started = time.perf_counter()
-    with _float64(), torch.random.fork_rng(devices=[]):
+    with _float64():
         return dataclasses.replace(
             _evaluated(step, subject, number), seconds=time.perf_counter() - started
         )
@@ -342,8 +344,8 @@ def _evaluated(step: Step, subject: Subject, number: int) -> Finding:
     except DoesNotApplyError as reason:
         return dataclasses.replace(finding, why=str(reason))
     except Exception as error:  # one computation that breaks must not take the page with it
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return dataclasses.replace(finding, verdict="fail", why=f"a computation failed: {said}")
+        why = f"a computation failed: {_said(error)}"
+        return dataclasses.replace(finding, verdict="fail", why=why)
     comparison = compare(left, right, step, check, subject)
     verdict: Verdict = "pass" if comparison.holds else "fail"
     return dataclasses.replace(
@@ -364,6 +366,8 @@ def _twin(
     except DoesNotApplyError as reason:
         verdict = f"cannot differ here: {reason}"
         return TwinFinding(twin.words, twin.replaces, verdict, None)
+    except Exception as error:  # as for the sides
+        return TwinFinding(twin.words, twin.replaces, f"failed to compute: {_said(error)}", None)
     sides = (broken, right) if twin.replaces == "left" else (left, broken)
     comparison = compare(*sides, step, check, subject)
     verdict = "fail"
@@ -374,9 +378,9 @@ def _twin(
 
 
 def _computed(compute: Compute, step: Step, subject: Subject) -> Estimate:
-    # A step draws the same numbers whichever other steps are made.
-    torch.manual_seed(derived(subject.seed, step.id) % 2**63)
-    result = compute(subject)
+    # A side draws the same numbers whatever was drawn before.
+    with torch_seeded(derived(subject.seed, step.id)):
+        result = compute(subject)
     if isinstance(result, Estimate):
         return Estimate(_array(result.value), _array(result.standard_error))
     return Estimate(_array(result), np.zeros(()))
@@ -434,17 +438,18 @@ def compare(
 
 
 def places(
-    over: tuple[str | tuple[str, ...], ...], shape: tuple[int, ...], subject: Subject
+    over: tuple[Axis, ...], shape: tuple[int, ...], subject: Subject
 ) -> Callable[[int], str]:
     """The name of every place of an array whose dimensions are `over`, by its flat index."""
     if len(over) != len(shape):
         raise ValueError(f"over: expected a name for each dimension of {shape}, got {over}")
+    known = [axis(subject) if callable(axis) else axis for axis in over]
 
     def name(index: int) -> str:
         at = np.unravel_index(index, shape)
         parts = (
             subject.label(axis, int(i)) if isinstance(axis, str) else axis[int(i)]
-            for axis, i in zip(over, at, strict=True)
+            for axis, i in zip(known, at, strict=True)
         )
         return ", ".join(parts)
 
@@ -467,6 +472,10 @@ def _met(assumption: Assumption, subject: Subject) -> Met:
 
 def _reasons(known: list[Met]) -> str:
     return "; ".join(dict.fromkeys(met.why for met in known if not met.met))
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _miss(step: Step, worst: Row) -> str:

@@ -15,7 +15,14 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor
 
-from inference_rl.derivation.independent import Array, Paths, Tables, every_path, soft_policy
+from inference_rl.derivation.independent import (
+    Array,
+    Paths,
+    Tables,
+    best_value,
+    every_path,
+    soft_policy,
+)
 from inference_rl.environment import EnvironmentModel, WithPreviousAction
 from inference_rl.finite import FiniteModel
 from inference_rl.finite_messages import Messages, control_messages
@@ -89,6 +96,11 @@ class Subject:
     def control(self) -> Messages:
         """The library's soft messages of the whole, reward units."""
         return control_messages(self.whole, self.temperature)
+
+    @functools.cached_property
+    def best_value(self) -> Array:
+        """V* of the whole by soft policy iteration, (S,), which is not the library's way."""
+        return best_value(self.tables, self.temperature)
 
     @functools.cached_property
     def policy(self) -> Array:
@@ -168,15 +180,11 @@ class Subject:
     def label(self, axis: str, index: int) -> str:
         """What to call a state of the whole, or an action."""
         assert self.finite is not None
-        names = self.finite.action_labels if axis == "action" else self.finite.state_labels
         if axis == "action":
-            return f"action {names[index] if names is not None else index}"
+            return action_name(self.finite, index)
         step, state = divmod(index, self.finite.num_states)
-        name = str(names[state]) if names is not None else str(state)
-        if names is None and self.finite.layout is not None:
-            name = str(divmod(state, self.finite.layout.columns))
         at = f"step {step}, " if self.finite.horizon is not None else ""
-        return f"{at}state {name}"
+        return at + state_name(self.finite, state)
 
 
 def unrolled(model: FiniteModel) -> FiniteModel:
@@ -273,7 +281,7 @@ def _part(model: FiniteModel, first: Tensor, steps: int) -> FiniteModel:
     paid = np.concatenate([model.rewards.numpy()[entry], np.zeros(len(empty))])
     order = np.argsort(row, kind="stable")
     count = np.bincount(row, minlength=len(kept) * model.num_actions)
-    return FiniteModel(
+    part = FiniteModel(
         pointers=torch.from_numpy(np.concatenate([[0], np.cumsum(count)])),
         successors=torch.from_numpy(column[order]),
         probabilities=torch.from_numpy(chance[order]),
@@ -284,6 +292,23 @@ def _part(model: FiniteModel, first: Tensor, steps: int) -> FiniteModel:
         discount=float(model.discount),
         horizon=steps,
     )
+    part.state_labels = [state_name(model, int(state)) for state in kept]
+    part.action_labels = model.action_labels
+    return part
+
+
+def state_name(model: FiniteModel, state: int) -> str:
+    """What to call a state: its label, its place on the grid, or its number."""
+    if model.state_labels is not None:
+        return f"state {model.state_labels[state]}"
+    if model.layout is not None:
+        return f"state {divmod(state, model.layout.columns)}"
+    return f"state {state}"
+
+
+def action_name(model: FiniteModel, action: int) -> str:
+    """What to call an action: its label or its number."""
+    return f"action {action if model.action_labels is None else model.action_labels[action]}"
 
 
 def _count(model: FiniteModel, steps: int, survives: int) -> float:

@@ -1,0 +1,692 @@
+"""The evidence lower bound, what it leaves, and the guide that keeps the dynamics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pyro.infer import TraceEnum_ELBO, config_enumerate
+from scipy.special import logsumexp
+from torch import Tensor
+
+from inference_rl.derivation import assumptions, regulator, sampled
+from inference_rl.derivation.evidence import (
+    action_names,
+    listed,
+    log_evidence,
+    log_joint,
+    reference_weight,
+    some_rollouts,
+    some_weight_dominates,
+    starts_of,
+    traced,
+    trusted_evidence,
+)
+from inference_rl.derivation.independent import Array, Tables, best_value, divergence, entropy
+from inference_rl.derivation.step import Check, DoesNotApplyError, Estimate, Side, Step, Twin
+from inference_rl.derivation.subject import Subject, unrolled
+from inference_rl.finite import FiniteModel
+from inference_rl.finite_messages import (
+    control_messages,
+    posterior_messages,
+    posterior_transition,
+)
+from inference_rl.inference.exact_finite import evidence_gap, objective_parts
+from inference_rl.policies import TabularPolicy
+from inference_rl.trajectory import trajectory
+
+
+def enumerated_bound(model: FiniteModel, policy: Array, temperature: float) -> float:
+    """ELBO of a policy, nats, by Pyro: every site of model and guide is enumerated."""
+    assert model.horizon is not None
+    guide, steps = TabularPolicy(torch.as_tensor(policy)), model.horizon
+    loss = TraceEnum_ELBO(max_plate_nesting=0).loss(
+        lambda: trajectory(model, model.action_prior, steps, temperature=temperature),
+        config_enumerate(lambda: trajectory(model, guide, steps)),
+    )
+    return -float(loss)
+
+
+def bound_of_some_policy(subject: Subject) -> float:
+    """ELBO of some policy on the excerpt, nats."""
+    policy = subject.some_policy(subject.excerpt)
+    return enumerated_bound(subject.excerpt, policy, subject.temperature)
+
+
+def _log_q(subject: Subject) -> Array:
+    return subject.paths.log_chance(subject.some_policy(subject.excerpt))
+
+
+def _log_posterior(subject: Subject) -> Array:
+    log_p = log_joint(subject)
+    return np.asarray(log_p - logsumexp(log_p))
+
+
+# --- The bound and its gap ------------------------------------------------------------------------
+
+
+def _bound_from_above(subject: Subject) -> float:
+    """E under p(τ | O) of log p(τ, O) / q(τ)."""
+    return float(np.exp(_log_posterior(subject)) @ (log_joint(subject) - _log_q(subject)))
+
+
+def _sampled_bound(subject: Subject) -> Estimate:
+    if (reason := some_weight_dominates(subject)) is not None:
+        raise DoesNotApplyError(reason)
+    return Estimate.of(some_rollouts(subject).log_ratio)
+
+
+def _sampled_log_evidence(subject: Subject) -> Estimate:
+    found = trusted_evidence(subject, "other guide")
+    return Estimate(
+        reference_weight(subject) + np.log(found.value), found.standard_error / found.value
+    )
+
+
+def _sampled_bound_from_above(subject: Subject) -> Estimate:
+    log_ratio = some_rollouts(subject).log_ratio
+    share = log_ratio.softmax(0)
+    mean = float(share @ log_ratio)
+    spread = float((share.square() @ (log_ratio - mean).square()).sqrt())
+    return Estimate(mean, spread)
+
+
+BOUND = Step(
+    id="elbo",
+    title="A bound on the evidence",
+    explanation=(
+        "Take any guide q(τ) that draws trajectories, and average log p(τ, O) − log q(τ) over its "
+        "draws. By Jensen's inequality that is never more than the log-evidence. So it is a bound "
+        "that one may raise without knowing what it bounds."
+    ),
+    formulas=(
+        r"\mathrm{ELBO}(q) = \mathbb{E}_{\tau \sim q}\left[ \log p(\tau, O) - \log q(\tau) \right]"
+        r" \le \log p(O)",
+    ),
+    relation="<=",
+    unit="nats",
+    checks=(
+        Check(
+            needs=(assumptions.finite,),
+            left=Side(
+                "the bound of some policy by Pyro, which enumerates every site of the program",
+                bound_of_some_policy,
+            ),
+            right=Side(
+                "log of the sum over every single trajectory, from the tables of the model",
+                lambda subject: float(logsumexp(log_joint(subject))),
+            ),
+            twin=Twin(
+                "the average is over the posterior in place of the guide: a bound from above",
+                "left",
+                _bound_from_above,
+            ),
+        ),
+        Check(
+            left=Side(
+                "the mean log-weight of trajectories that the program drew under some policy",
+                _sampled_bound,
+            ),
+            right=Side(
+                "the log of the mean weight of trajectories of another policy",
+                _sampled_log_evidence,
+            ),
+            twin=Twin(
+                "the average is over the posterior in place of the guide: a bound from above",
+                "left",
+                _sampled_bound_from_above,
+                blind=assumptions.too_coarse,
+            ),
+        ),
+    ),
+    reference="Levine (2018), arXiv:1805.00909, §3.2; Jordan et al. (1999), Machine Learning 37",
+    about=trajectory,
+)
+
+
+def _gap(subject: Subject) -> float:
+    return log_evidence(subject) - bound_of_some_policy(subject)
+
+
+def _divergence(subject: Subject) -> float:
+    log_q = _log_q(subject)
+    return float(np.exp(log_q) @ (log_q - _log_posterior(subject)))
+
+
+def _reversed_divergence(subject: Subject) -> float:
+    log_p = _log_posterior(subject)
+    return float(np.exp(log_p) @ (log_p - _log_q(subject)))
+
+
+GAP = Step(
+    id="elbo-gap",
+    title="What the bound leaves is a divergence",
+    explanation=(
+        "How much of the evidence the bound leaves is exactly the divergence of the guide from the "
+        "posterior p(τ | O), whatever the guide is. So whoever raises the bound brings the guide "
+        "closer to the posterior. The bound is tight for one guide only, the posterior itself."
+    ),
+    formulas=(
+        r"\log p(O) - \mathrm{ELBO}(q) = \mathrm{KL}\left( q(\tau) \,\|\, p(\tau \mid O) \right)",
+        r"\mathrm{KL}(q \,\|\, p) = \sum_\tau q(\tau) \log \frac{q(\tau)}{p(\tau \mid O)} \ge 0",
+    ),
+    relation="=",
+    unit="nats",
+    checks=(
+        Check(
+            needs=(assumptions.finite,),
+            left=Side(
+                "log p(O) by backward messages, less the bound of some policy by Pyro, which "
+                "enumerates every site of the program",
+                _gap,
+            ),
+            right=Side(
+                "a sum over every single trajectory, from the tables of the model", _divergence
+            ),
+            twin=Twin(
+                "the divergence is taken the other way round, KL(p ‖ q)",
+                "right",
+                _reversed_divergence,
+            ),
+        ),
+    ),
+    reference="Levine (2018), arXiv:1805.00909, §3.2; Blei et al. (2017), arXiv:1601.00670, §2.2",
+    about=trajectory,
+)
+
+
+# --- Optimism -------------------------------------------------------------------------------------
+
+
+def _first_transitions(subject: Subject) -> list[tuple[int, int, int]]:
+    """State, action and non-zero of the excerpt for every first step that can happen."""
+    model, found = subject.excerpt, []
+    for s in starts_of(subject):
+        for a in np.flatnonzero(model.log_prior[s].exp().numpy() > 0):
+            row = int(s) * model.num_actions + int(a)
+            for k in range(int(model.pointers[row]), int(model.pointers[row + 1])):
+                if model.probabilities[k] > 0:
+                    found.append((int(s), int(a), k))
+    return found
+
+
+def _outcome_names(subject: Subject) -> Sequence[str]:
+    labels = subject.discounted_excerpt.state_labels
+    assert labels is not None
+    actions, size = action_names(subject), len(labels)
+    names = []
+    for s, a, k in _first_transitions(subject):
+        survives, after = divmod(int(subject.excerpt.successors[k]), size)
+        dies = ", not surviving" if survives else ""
+        names.append(f"{labels[s]}, {actions[a]}, to {labels[after]}{dies}")
+    return names
+
+
+def _posterior_outcomes(subject: Subject) -> Tensor:
+    model = subject.excerpt
+    table = posterior_transition(
+        model, posterior_messages(model, subject.temperature), subject.temperature
+    )
+    return table[0][[k for _, _, k in _first_transitions(subject)]]
+
+
+def _outcomes_of_trajectories(subject: Subject) -> Array:
+    paths, log_p = subject.paths, log_joint(subject)
+    shares = []
+    for s, a, k in _first_transitions(subject):
+        taken = (paths.states[0] == s) & (paths.actions[0] == a)
+        there = taken & (paths.states[1] == int(subject.excerpt.successors[k]))
+        shares.append(np.exp(logsumexp(log_p[there]) - logsumexp(log_p[taken])))
+    return np.array(shares)
+
+
+def _true_outcomes(subject: Subject) -> Tensor:
+    return subject.excerpt.probabilities[[k for _, _, k in _first_transitions(subject)]]
+
+
+def _no_luck(subject: Subject) -> str | None:
+    moved = np.abs(_outcomes_of_trajectories(subject) - _true_outcomes(subject).numpy()).max()
+    return "no outcome is luckier than another" if moved <= 1e-9 else None
+
+
+POSTERIOR_DYNAMICS = Step(
+    id="posterior-dynamics",
+    title="The posterior's dynamics are optimistic",
+    explanation=(
+        "Given that all went well, chance was kind: the posterior tilts every random outcome "
+        "towards those after which success is likely. No environment behaves like that. Whoever "
+        "acts by the posterior's policy therefore counts on luck, and buys lottery tickets. Where "
+        "there is a discount, surviving a step is luck too."
+    ),
+    formulas=(
+        r"p(s' \mid s, a, O) = p(s' \mid s, a)\, \frac{e^{r / \alpha + V^x(s')}}{e^{Q^x(s, a)}}",
+    ),
+    relation="=",
+    unit="",
+    assumptions=(assumptions.luck,),
+    checks=(
+        Check(
+            left=Side(
+                "the library's posterior dynamics, from its messages over a few steps",
+                _posterior_outcomes,
+            ),
+            right=Side(
+                "the share of the outcome among all trajectories, weighted by p(τ, O)",
+                _outcomes_of_trajectories,
+            ),
+            twin=Twin(
+                "the dynamics of the model, as if success said nothing about chance",
+                "left",
+                _true_outcomes,
+                blind=_no_luck,
+            ),
+            over=(_outcome_names,),
+        ),
+    ),
+    reference="Levine (2018), arXiv:1805.00909, §2.4 and §3.1",
+    about=posterior_transition,
+)
+
+
+def _gap_in_parts(subject: Subject, *, with_dynamics: bool = True) -> float:
+    model, alpha = subject.excerpt, subject.temperature
+    gap = evidence_gap(
+        model, alpha, control_messages(model, alpha), posterior_messages(model, alpha)
+    )
+    return gap.start + gap.policy + (gap.dynamics if with_dynamics else 0.0)
+
+
+def _evidence_less_best_bound(subject: Subject) -> float:
+    best = control_messages(subject.excerpt, subject.temperature).policy.numpy()
+    bound = enumerated_bound(subject.excerpt, best, subject.temperature)
+    return float(logsumexp(log_joint(subject))) - bound
+
+
+def _linear_gap_in_parts(subject: Subject, *, with_dynamics: bool = True) -> float:
+    gap = regulator.posterior(subject).gap
+    assert gap is not None
+    return float(gap.start + gap.policy + (gap.dynamics if with_dynamics else 0.0))
+
+
+def _linear_evidence_less_best_bound(subject: Subject) -> float:
+    model = regulator.excerpt(subject, discount=1.0)
+    arrays = regulator.Arrays.of(model)
+    form = regulator.best_form(subject, model, temperature_pays=True)
+    second = np.outer(arrays.start, arrays.start) + arrays.start_noise
+    value = -float((form * second).sum())
+    return regulator.integrated_evidence(subject) - value / subject.temperature
+
+
+def _certain_regulator(subject: Subject) -> str | None:
+    assert subject.linear is not None
+    random = bool(subject.linear.noise_covariance.any() | subject.linear.initial_covariance.any())
+    return None if random else "nothing is random but the actions, and the price is 0 nats"
+
+
+OPTIMISM = Step(
+    id="price-of-optimism",
+    title="The price of optimism, in nats",
+    explanation=(
+        "A guide that has to keep the environment's dynamics cannot be the posterior, because it "
+        "must not wish for luck. What it gives up is a sum of three divergences along its own "
+        "trajectories: of the start, of the actions, and of the outcomes. It is the distance of "
+        "planning as posterior inference from optimal control, and zero exactly where nothing is "
+        "random but the actions."
+    ),
+    formulas=(
+        r"\log p(O) - \max_\pi \mathrm{ELBO}(\pi) = \mathrm{KL}(p_0 \,\|\, p_0^x) + \sum_t"
+        r" \mathbb{E}_{\pi^*}\left[ \mathrm{KL}(\pi^* \,\|\, \pi^x)"
+        r" + \mathrm{KL}(P \,\|\, P^x) \right]",
+    ),
+    relation="=",
+    unit="nats",
+    checks=(
+        Check(
+            needs=(assumptions.luck,),
+            left=Side(
+                "the library's three divergences, each computed for itself and added up",
+                _gap_in_parts,
+            ),
+            right=Side(
+                "log of the sum over every single trajectory, less the bound of the best policy by "
+                "Pyro, which enumerates the program",
+                _evidence_less_best_bound,
+            ),
+            twin=Twin(
+                "the divergence of the dynamics is left out, as if nothing were random",
+                "left",
+                lambda subject: _gap_in_parts(subject, with_dynamics=False),
+                blind=_no_luck,
+            ),
+        ),
+        Check(
+            needs=(assumptions.linear,),
+            left=Side(
+                "the library's three divergences, over a few steps",
+                _linear_gap_in_parts,
+            ),
+            right=Side(
+                "one Gaussian integral over everything random, less the best bound by a Riccati "
+                "recursion in NumPy",
+                _linear_evidence_less_best_bound,
+            ),
+            twin=Twin(
+                "the divergence of the dynamics is left out, as if nothing were random",
+                "left",
+                lambda subject: _linear_gap_in_parts(subject, with_dynamics=False),
+                blind=_certain_regulator,
+            ),
+        ),
+    ),
+    reference="Levine (2018), arXiv:1805.00909, §3.1 and §3.2",
+    about=evidence_gap,
+)
+
+
+# --- The guide that keeps the dynamics ------------------------------------------------------------
+
+
+def _log_ratio_of_programs(subject: Subject) -> Array:
+    """log p(τ, O) − log q(τ) of some trajectories, from two traces of the program."""
+    model, paths = subject.discounted_excerpt, subject.discounted_paths
+    guide = TabularPolicy(torch.as_tensor(subject.some_policy(model)))
+    log_p = traced(model, paths, listed(paths), model.action_prior, subject.temperature)
+    return log_p - traced(model, paths, listed(paths), guide, None)
+
+
+def _log_ratio_by_hand(subject: Subject, *, with_prior: bool = True) -> Array:
+    """Σ γ^t [r/α − log π/ρ] of the same trajectories."""
+    model, paths = subject.discounted_excerpt, subject.discounted_paths
+    taken = np.where(model.log_prior.exp().numpy() > 0, subject.some_policy(model), 1.0)
+    cost = np.log(taken)
+    if with_prior:
+        cost = cost - np.where(model.log_prior.exp().numpy() > 0, model.log_prior.numpy(), 0.0)
+    gained = paths.rewards / subject.temperature - paths.along(cost)
+    weight = model.discount ** np.arange(len(gained))
+    return np.asarray((weight[:, None] * gained).sum(0)[listed(paths)])
+
+
+def _listed_discounted_names(subject: Subject) -> Sequence[str]:
+    return [f"trajectory {i + 1}" for i in listed(subject.discounted_paths)]
+
+
+def _sampled_log_ratio(subject: Subject, *, with_guide: bool = True) -> Tensor:
+    rollouts = some_rollouts(subject)
+    reward, _ = sampled.stepped(subject, rollouts)
+    cost = (rollouts.log_guide if with_guide else 0.0) - rollouts.log_prior
+    return (reward / subject.temperature - cost).sum(0)
+
+
+def _sampled_names(subject: Subject) -> Sequence[str]:
+    return [f"trajectory {i + 1}" for i in range(sampled.paths(subject))]
+
+
+STRUCTURED = Step(
+    id="structured-guide",
+    title="A guide that keeps the dynamics",
+    explanation=(
+        "The cure for optimism is to forbid it: let the guide choose actions only, and take start "
+        "and dynamics from the model. Then they are in both p and q and cancel, and what is left "
+        "of a trajectory's log-weight is reward and what the policy pays for leaving its habits. "
+        "Nobody needs to know the dynamics to compute it."
+    ),
+    formulas=(
+        r"q(\tau) = p(s_0) \prod_t \pi(a_t \mid s_t)\, p(s_{t+1} \mid s_t, a_t)",
+        r"\log \frac{p(\tau, O)}{q(\tau)} = \sum_t \gamma^t \left[ \frac{r_t}{\alpha}"
+        r" - \log \frac{\pi(a_t \mid s_t)}{\rho(a_t \mid s_t)} \right]",
+    ),
+    relation="=",
+    unit="nats",
+    checks=(
+        Check(
+            needs=(assumptions.finite,),
+            left=Side(
+                "the program read as model and as guide, both traced by Pyro on one trajectory",
+                _log_ratio_of_programs,
+            ),
+            right=Side("reward and log π/ρ, from the tables of the model", _log_ratio_by_hand),
+            twin=Twin(
+                "log π in place of log π/ρ: the prior is left out",
+                "right",
+                lambda subject: _log_ratio_by_hand(subject, with_prior=False),
+                blind=assumptions.one_action,
+            ),
+            over=(_listed_discounted_names,),
+        ),
+        Check(
+            left=Side(
+                "the program run as guide and replayed as model, by Pyro",
+                lambda subject: some_rollouts(subject).log_ratio,
+            ),
+            right=Side(
+                "rewards of the same actions without the program, and log π/ρ", _sampled_log_ratio
+            ),
+            twin=Twin(
+                "log 1/ρ in place of log π/ρ: the policy's own density is left out",
+                "right",
+                lambda subject: _sampled_log_ratio(subject, with_guide=False),
+            ),
+            tolerance=1e-6,
+            over=(_sampled_names,),
+        ),
+    ),
+    reference="Levine (2018), arXiv:1805.00909, §3.2",
+    about=trajectory,
+)
+
+
+def _objective_of_paths(subject: Subject, sign: float = 1.0) -> float:
+    """J of some policy: a sum over trajectories, reward units."""
+    model, paths = subject.discounted_excerpt, subject.discounted_paths
+    policy, prior = subject.some_policy(model), model.log_prior.exp().numpy()
+    ratio = np.log(np.where(prior > 0, policy, 1.0) / np.where(prior > 0, prior, 1.0))
+    gained = paths.rewards - sign * subject.temperature * paths.along(ratio)
+    weight = model.discount ** np.arange(len(gained))
+    return float(np.exp(paths.log_chance(policy)) @ (weight @ gained))
+
+
+def _discounted_bound(subject: Subject) -> float:
+    model = subject.discounted_excerpt
+    return subject.temperature * enumerated_bound(
+        model, subject.some_policy(model), subject.temperature
+    )
+
+
+def _sampled_discounted_bound(subject: Subject) -> Estimate:
+    rollouts = sampled.draw(
+        subject,
+        sampled.SomePolicy(subject, "guide"),
+        "discounted",
+        discount=float(subject.model.discount),
+    )
+    return Estimate.of(subject.temperature * rollouts.log_ratio)
+
+
+def _simulated_objective(subject: Subject, sign: float = 1.0) -> Estimate:
+    reward, log_guide, log_prior = sampled.simulate(
+        subject, sampled.SomePolicy(subject, "guide"), "objective"
+    )
+    gained = reward - sign * subject.temperature * (log_guide - log_prior)
+    weight = float(subject.model.discount) ** torch.arange(len(gained)).double()
+    return Estimate.of((weight.unsqueeze(-1) * gained).sum(0))
+
+
+MAXENT = Step(
+    id="maxent-objective",
+    title="The bound is the maximum-entropy objective",
+    explanation=(
+        "Averaged over the guide's trajectories and multiplied by the temperature, the bound is "
+        "what maximum-entropy reinforcement learning maximises: reward, less a price for every nat "
+        "by which the policy leaves its prior. Nothing was assumed besides Jensen's inequality and "
+        "a guide that keeps the dynamics. A discount weighs the terms of step t by γ^t."
+    ),
+    formulas=(
+        r"\alpha\, \mathrm{ELBO}(\pi) = J(\pi) = \mathbb{E}_\pi \sum_t \gamma^t \left[ r_t"
+        r" - \alpha\, \mathrm{KL}\left( \pi(\cdot \mid s_t) \,\|\, \rho(\cdot \mid s_t) \right)"
+        r" \right]",
+    ),
+    relation="=",
+    unit="reward",
+    checks=(
+        Check(
+            needs=(assumptions.finite,),
+            left=Side(
+                "the temperature times the bound of some policy by Pyro, which enumerates the "
+                "program",
+                _discounted_bound,
+            ),
+            right=Side(
+                "a sum of discounted reward and log π/ρ over every single trajectory",
+                _objective_of_paths,
+            ),
+            twin=Twin(
+                "the sign of the divergence is wrong: leaving habits is paid for",
+                "right",
+                lambda subject: _objective_of_paths(subject, -1.0),
+                blind=assumptions.one_action,
+            ),
+        ),
+        Check(
+            left=Side(
+                "the temperature times the mean log-weight of trajectories that the program drew",
+                _sampled_discounted_bound,
+            ),
+            right=Side(
+                "discounted reward and log π/ρ of other trajectories, drawn without the program",
+                _simulated_objective,
+            ),
+            twin=Twin(
+                "the sign of the divergence is wrong: leaving habits is paid for",
+                "right",
+                lambda subject: _simulated_objective(subject, -1.0),
+                blind=assumptions.too_coarse,
+            ),
+        ),
+    ),
+    reference="Levine (2018), arXiv:1805.00909, §3.2; Ziebart (2010), PhD thesis, ch. 5",
+    about=objective_parts,
+)
+
+
+def _entropy_form(subject: Subject) -> float:
+    """E Σ γ^t (r + αH) of some policy, by a linear solve."""
+    tables, policy = subject.tables, subject.policy
+    rate = (policy * tables.gain).sum(-1) + subject.temperature * entropy(policy)
+    return float(tables.initial @ tables.along(policy, rate))
+
+
+def _shifted_objective(subject: Subject, *, with_log_actions: bool = True) -> float:
+    parts = objective_parts(subject.whole, torch.as_tensor(subject.policy))
+    objective = parts.expected_return - subject.temperature * parts.divergence
+    shift = subject.temperature * np.log(subject.whole.num_actions) * parts.steps
+    return float(objective + (shift if with_log_actions else 0.0))
+
+
+ENTROPY_FORM = Step(
+    id="entropy-form",
+    title="Reward plus entropy",
+    explanation=(
+        "Under a uniform prior the divergence of a policy is log|A| less its entropy. So the "
+        "objective is the one that soft actor-critic and its kin write, reward plus α times "
+        "entropy, but for a constant at every step. That constant moves no policy, as long as "
+        "every policy takes equally many steps; where episodes end it pays for staying alive, "
+        "which is why a number should say which form it is in."
+    ),
+    formulas=(
+        r"\mathbb{E}_\pi \sum_t \gamma^t \left[ r_t + \alpha\, H(\pi(\cdot \mid s_t)) \right]"
+        r" = \alpha\, \mathrm{ELBO}(\pi) + \alpha \log |A|\; \mathbb{E}_\pi \sum_t \gamma^t",
+    ),
+    relation="=",
+    unit="reward",
+    assumptions=(assumptions.uniform,),
+    checks=(
+        Check(
+            left=Side(
+                "the value of reward plus α times entropy, by a linear solve over all states",
+                _entropy_form,
+            ),
+            right=Side(
+                "the library's return, divergence and expected number of steps", _shifted_objective
+            ),
+            twin=Twin(
+                "the constant is left out: both forms are taken for the same number",
+                "right",
+                lambda subject: _shifted_objective(subject, with_log_actions=False),
+                blind=assumptions.one_action,
+            ),
+        ),
+    ),
+    reference="Haarnoja et al. (2018), arXiv:1801.01290, eq. 1; Levine (2018), §3.2",
+    about=objective_parts,
+)
+
+
+def _best_bound(subject: Subject, *, best: bool = True) -> float:
+    model, alpha = subject.discounted_excerpt, subject.temperature
+    policy = control_messages(model, alpha).policy if best else model.log_prior.exp()
+    return alpha * enumerated_bound(model, policy.numpy(), alpha)
+
+
+def _expected_best_value(subject: Subject) -> float:
+    tables = Tables.of(unrolled(subject.discounted_excerpt))
+    return float(tables.initial @ best_value(tables, subject.temperature))
+
+
+def _prior_is_best(subject: Subject) -> str | None:
+    model = subject.discounted_excerpt
+    best = control_messages(model, subject.temperature).policy.numpy()
+    apart = divergence(best, model.log_prior.exp().numpy())[:, ~model.is_terminal.numpy()]
+    if apart.max() <= 1e-9:
+        return "the prior is the best policy there is: no action is better than another"
+    return None
+
+
+BEST_BOUND = Step(
+    id="best-bound",
+    title="The best guide attains the soft value",
+    explanation=(
+        "Among all guides that keep the dynamics there is a best one, and its bound is the soft "
+        "value of the start, over the temperature. It is found backwards, one decision at a time: "
+        "each is the single decision of the first step, with what follows in place of its reward."
+    ),
+    formulas=(
+        r"\max_\pi\, \alpha\, \mathrm{ELBO}(\pi) = \mathbb{E}_{s_0}\left[ V(s_0) \right]",
+        r"\pi^*(a \mid s) = \rho(a \mid s)\, e^{(Q(s, a) - V(s)) / \alpha}",
+    ),
+    relation="=",
+    unit="reward",
+    checks=(
+        Check(
+            needs=(assumptions.finite,),
+            left=Side(
+                "the temperature times the bound of the library's policy by Pyro, which enumerates "
+                "the program of a few steps",
+                _best_bound,
+            ),
+            right=Side(
+                "the expected value of the start, by soft policy iteration in NumPy",
+                _expected_best_value,
+            ),
+            twin=Twin(
+                "the guide is the prior: nothing was inferred",
+                "left",
+                lambda subject: _best_bound(subject, best=False),
+                blind=_prior_is_best,
+            ),
+        ),
+    ),
+    reference="Levine (2018), arXiv:1805.00909, §3.2 and §3.3",
+    about=control_messages,
+)
+
+STEPS = (
+    BOUND,
+    GAP,
+    POSTERIOR_DYNAMICS,
+    OPTIMISM,
+    STRUCTURED,
+    MAXENT,
+    ENTROPY_FORM,
+    BEST_BOUND,
+)
