@@ -42,7 +42,9 @@ def test_nothing_of_latex_is_left_in_a_formula_of_the_ladder(latex: str) -> None
     ("latex", "expected"),
     [
         (r"V^*", "<msup><mi>V</mi><mo lspace='0' rspace='0'>∗</mo></msup>"),
-        (r"s'_t", "<msubsup><mi>s</mi><mi>t</mi><mo lspace='0' rspace='0'>′</mo></msubsup>"),
+        (r"s'", "<mrow><mi>s</mi><mo lspace='0' rspace='0'>′</mo></mrow>"),
+        (r"s'_t", "<msub><mrow><mi>s</mi><mo lspace='0' rspace='0'>′</mo></mrow><mi>t</mi></msub>"),
+        (r"\mathbb{E}_q^2", "<msubsup><mi>𝔼</mi><mi>q</mi><mn>2</mn></msubsup>"),
         (r"\mathrm{KL}", "<mi>KL</mi>"),
         (r"\mathrm{H}", "<mi mathvariant='normal'>H</mi>"),
         (r"\gamma^{t+1}", "<msup><mi>γ</mi><mrow><mi>t</mi><mo>+</mo><mn>1</mn></mrow></msup>"),
@@ -84,6 +86,15 @@ def test_scripts_of_a_maximum_go_below_it() -> None:
     assert log.tag == "msub"
 
 
+def test_bars_grow_with_what_is_beside_them() -> None:
+    fenced = mathml(r"\left( a \,\middle\|\, b \right)")[0]
+    assert [part.text for part in fenced if part.get("stretchy") == "true"] == ["(", "‖", ")"]
+    (open_ended,) = mathml(r"\left. a \right|")
+    assert [part.text for part in open_ended] == ["a", "|"]
+    (evaluated,) = mathml(r"\Big|_{a = 0}")
+    assert evaluated[0].get("minsize") == evaluated[0].get("maxsize") == "1.8em"
+
+
 def test_tables() -> None:
     def cells(latex: str) -> list[list[tuple[str, str | None]]]:
         rows: list[Element] = list(mathml(latex).iter("mtr"))
@@ -108,6 +119,7 @@ def test_tables() -> None:
         (r"a & b", "unexpected '&'"),
         (r"a }", "unexpected '}'"),
         (r"x_", "expected more, got its end"),
+        (r"\Big( x", r"expected \| or .* after \\Big, got \("),
         (r"\mathcal{x}", r"\\mathcal has no x"),
         (r"\mathrm{a\,b}", "expected a word in braces"),
         (r"\mathrm{ab", "expected }, got its end"),

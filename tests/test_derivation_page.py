@@ -153,12 +153,21 @@ def test_the_page_of_frozen_lake_is_complete_small_and_well_formed(lake: Shown) 
     named = {value for name in ("for", "aria-labelledby") for value in read.values(name)}
     local = {link[1:] for link in read.values("href") if link.startswith("#")}
     assert named | local <= set(ids)
+    shown = plain("".join(text for _, text in read.texts))
     for finding in lake.derivation.findings:
         assert finding.step.id in local
-        assert finding.left_words.replace("`", "") in "".join(text for _, text in read.texts)
+        words = [finding.step.title, finding.step.explanation]
+        if finding.comparison is not None:
+            words += [finding.left_words, finding.right_words]
+        assert all(plain(text) in shown for text in words)
     steps = [attrs for tag, attrs in read.elements if attrs.get("class") == "step"]
     assert [step["id"] for step in steps] == [f.step.id for f in lake.derivation.findings]
     assert [step["data-verdict"] for step in steps] == [f.verdict for f in lake.derivation.findings]
+
+
+def plain(text: str) -> str:
+    """Without what marks code and powers."""
+    return re.sub(r"[`^{}\s]", "", text)
 
 
 def test_the_page_asks_for_nothing(lake: Shown) -> None:
@@ -207,11 +216,24 @@ def test_numbers_of_both_sides_and_of_the_twin() -> None:
     assert "fail: caught" in read.text("span")
 
 
+def test_an_inequality_says_its_slack() -> None:
+    read = Reader(page_of(made(1.0, 3.0, 0.0, relation="<=")))
+    assert read.text("difference")[:2] == ["slack ", "2"]
+    assert read.text("relation") == ["≤", ">"]
+
+
+def test_words_may_have_code_and_powers() -> None:
+    read = Reader(page_of(made(1.0, 1.0, 2.0, explanation="`q^2` is not e^{Q/α} nor γ^t.")))
+    assert read.text("sup") == ["Q/α", "t"]
+    assert "q^2" in read.text("code")
+
+
 def test_estimates_have_the_digits_that_their_error_leaves() -> None:
     drawn = Estimate(np.array(0.123456789), np.array(0.002))
     read = Reader(page_of(made(drawn, 0.125, 0.5)))
-    assert read.text("value")[:2] == ["0.123", " ± 0.002"]
-    assert read.text("value")[2] == "0.125"
+    assert read.text("value")[:3] == ["0.1235", " ± 0.0020", "0.125"]
+    coarse = Reader(page_of(made(Estimate(np.array(123456.0), np.array(2345.0)), 1.2e5, 0.5)))
+    assert coarse.text("value")[:2] == ["123456", " ± 2.3 × 10³"]
 
 
 def test_a_step_that_fails_says_where_and_a_twin_that_passes_is_told_of() -> None:
@@ -493,7 +515,7 @@ def test_breaking_a_step_shows_its_twin(tab: chromium.Page, file: Path, lake: Sh
         if finding.comparison is not None:
             seen = whole[finding.step.id]
             assert seen["sides"] == [[repr(finding.left), repr(finding.right)]]
-            assert seen["differences"] == [repr(finding.difference)]
+            assert [abs(float(x)) for x in seen["differences"]] == [abs(finding.difference or 0.0)]
             assert seen["badges"] == [finding.verdict]
     switches = tab.run("document.querySelectorAll('.break').length")
     assert switches == lake.derivation.counts["twins"] > 0
@@ -505,8 +527,8 @@ def test_breaking_a_step_shows_its_twin(tab: chromium.Page, file: Path, lake: Sh
             continue
         worst, seen = twin.comparison.worst, broken[finding.step.id]
         assert seen["sides"] == [[repr(worst.left), repr(worst.right)]]
-        assert seen["differences"] == [repr(worst.difference)]
-        assert f"Broken: {twin.words.replace('`', '')}" in seen["words"][0]
+        assert [abs(float(x)) for x in seen["differences"]] == [abs(worst.difference)]
+        assert plain(f"Broken: {twin.words}") in plain(seen["words"][0])
         assert seen["badges"] == [
             "fail: caught" if twin.verdict == "fail" else "cannot differ here"
         ]

@@ -46,6 +46,11 @@ def number(value: float | None, digits: int = 6) -> str:
     return mantissa[:-1] + power if mantissa in ("1", "−1") else f"{mantissa} × {power}"
 
 
+def decimals(value: float, places: int) -> str:
+    """A number to so many decimals."""
+    return f"{value:.{places}f}".replace("-", "−")
+
+
 # ---- relations -----------------------------------------------------------------------------------
 
 
@@ -90,9 +95,10 @@ def inequality(row: Row) -> Element:
         zero = element(
             "line", class_="zero", x1=_percent(at(0)), x2=_percent(at(0)), y1="5", y2="23"
         )
-    slack, word = number(abs(row.difference), 3), "slack" if holds else "too much by"
+    words = f"Left {number(row.left, 4)}, right {number(row.right, 4)}: "
+    words += "slack " if holds else "too much by "
     return _strip(
-        f"Left {number(row.left, 4)}, right {number(row.right, 4)}: {word} {slack}.",
+        f"{words}{number(abs(row.difference), 3)}.",
         element("rect", class_="line", x="0", y="13", width="100%", height="2"),
         zero,
         element(

@@ -1,10 +1,10 @@
 r"""The formulas of the steps as MathML: `mathml`, for the part of LaTeX that they are written in.
 
 Known are the commands in the tables below, `\frac`, `\sqrt`, `\bar` and other accents, `\mathrm`,
-`\mathbb`, `\mathcal`, `\text`, `\operatorname`, `\left` ... `\right`, scripts, primes, and the
-environments `array`, `aligned` and `cases`. Anything else is an error: in a formula nothing may be
-shown that its author did not mean. MathML spaces relations and operators itself; the thin spaces
-around functions and fractions are put in as TeX does (The TeXbook, chapter 18).
+`\mathbb`, `\mathcal`, `\text`, `\operatorname`, `\left` ... `\middle` ... `\right`, `\Big|`,
+scripts, primes, and the environments `array`, `aligned` and `cases`. Anything else is an error: a
+formula shows nothing that its author did not mean. MathML spaces relations and operators itself;
+the thin spaces around functions and fractions are put in as TeX does (The TeXbook, chapter 18).
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ OPENING = _pairs(r"( ( [ [ \{ { \langle ⟨ \lvert | \lVert ‖")
 CLOSING = _pairs(r") ) ] ] \} } \rangle ⟩ \rvert | \rVert ‖")
 BARS = _pairs(r"| | \| ‖")
 ACCENTS = _pairs("hat ˆ tilde ˜ dot ˙")
+BIG = "1.8em"
 SPACES = {r"\,": 0.167, r"\;": 0.278, r"\ ": 0.25, r"\quad": 1.0, r"\qquad": 2.0}
 BLACKBOARD = _pairs("E 𝔼 R ℝ N ℕ P ℙ 1 𝟙")
 SCRIPT = _pairs("""
@@ -144,24 +145,23 @@ class _Parser:
         return letters
 
     def scripted(self, base: Atom) -> Atom:
-        below: Element | None = None
-        above: list[Element] = []
+        scripts: dict[str, Element] = {}
+        body, primes = base.element, 0
         while (token := self.peek()) in ("_", "^", "'"):
             self.take()
             if token == "'":
-                above.append(element("mo", "′", lspace="0", rspace="0"))
-            elif token == "^" and not any(e.tag != "mo" for e in above):
-                above.append(self.group())
-            elif token == "_" and below is None:
-                below = self.group()
-            else:
+                primes += 1
+            elif token in scripts:
                 raise self.error(f"two scripts {token} on one base")
-        if below is None and not above:
-            return base
-        tags = ("munder", "mover", "munderover") if base.limits else ("msub", "msup", "msubsup")
-        tag = tags[(below is not None) + 2 * bool(above) - 1]
-        top = None if not above else above[0] if len(above) == 1 else element("mrow", *above)
-        return Atom(element(tag, base.element, below, top), base.kind)
+            else:
+                scripts[token] = self.group()
+        if primes:  # on the line: as scripts, browsers make them too small
+            body = element("mrow", body, element("mo", "′" * primes, lspace="0", rspace="0"))
+        if scripts:
+            tags = ("under", "over", "underover") if base.limits else ("sub", "sup", "subsup")
+            tag = tags[("_" in scripts) + 2 * ("^" in scripts) - 1]
+            body = element(f"m{tag}", body, scripts.get("_"), scripts.get("^"))
+        return Atom(body, base.kind)
 
     def atom(self) -> Atom:
         token = self.take()
@@ -227,6 +227,8 @@ class _Parser:
             return Atom(element("msqrt", self.group()))
         if name == "left":
             return self.fenced()
+        if name in ("middle", "Big"):
+            return self.bar(name)
         if name == "begin":
             return self.environment()
         raise self.error(f"unknown command \\{name}")
@@ -238,22 +240,39 @@ class _Parser:
         return element("mi", table[word])
 
     def fenced(self) -> Atom:
-        opening = self.fence(first=True)
+        opening = self.fence("prefix")
         content = self.row(r"\right")
         self.take(r"\right")
-        closing = self.fence(first=False)
+        closing = self.fence("postfix")
         # Unlike TeX's, a function stands as close to it as to parentheses that do not grow.
         return Atom(element("mrow", opening, *content, closing), "fenced")
 
-    def fence(self, *, first: bool) -> Element | None:
-        token = self.take()
-        known = OPENING | CLOSING | BARS
+    def fence(self, form: str) -> Element | None:
+        """A delimiter that grows with what is beside it; a dot is none."""
+        token, known = self.take(), OPENING | CLOSING | BARS
         if token == ".":
             return None
         if token not in known:
             raise self.error(f"expected a delimiter, got {token}")
-        form = "prefix" if first else "postfix"
         return element("mo", known[token], form=form, stretchy="true", fence="true")
+
+    def bar(self, name: str) -> Atom:
+        """As tall as the delimiters around it, or of a size of its own."""
+        token = self.take()
+        if token not in BARS:
+            raise self.error(f"expected | or \\| after \\{name}, got {token}")
+        size = BIG if name == "Big" else None
+        tight = {"lspace": "0", "rspace": "0"}
+        mark = element(
+            "mo",
+            BARS[token],
+            stretchy="true",
+            symmetric="true",
+            minsize=size,
+            maxsize=size,
+            **tight,
+        )
+        return Atom(mark, "close" if name == "Big" else "rel")
 
     def environment(self) -> Atom:
         name = self.word()

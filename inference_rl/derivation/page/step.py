@@ -6,13 +6,14 @@ the style sheet sees to it, so that nothing has to be computed, and it works wit
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Literal
 from xml.etree.ElementTree import Element
 
 from inference_rl.derivation.page import charts
-from inference_rl.derivation.page.charts import number
+from inference_rl.derivation.page.charts import decimals, number
 from inference_rl.derivation.page.markup import Child, element
 from inference_rl.derivation.page.mathml import mathml
 from inference_rl.derivation.step import Comparison, Finding, Met, Row, Step
@@ -27,6 +28,7 @@ RELATIONS = {"=": ("=", "≠"), "<=": ("≤", ">")}
 
 UNITS = {"reward": "in reward units", "nats": "in nats", "": ""}
 
+RAISED = re.compile(r"\^(\{[^{}]*\}|\w|\*)")
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 
@@ -111,6 +113,8 @@ def _numbers(
     :param case: whose numbers these are. :param broken: which side is the twin.
     """
     worst, unit = comparison.worst, UNITS[step.unit]
+    slack = step.relation == "<=" and worst.difference < 0
+    apart = abs(worst.difference) if slack else worst.difference
     where = f"at {worst.place}" if worst.place else ""
     if comparison.places > 1:
         where += f", the worst of {comparison.places:,} places"
@@ -126,10 +130,10 @@ def _numbers(
         charts.relation(worst, step.relation),
         element(
             "p",
-            "difference ",
-            _data(worst.difference, GAP_DIGITS, "difference"),
+            "slack " if slack else "difference ",
+            _data(apart, number(apart, GAP_DIGITS), "difference"),
             ", allowed ",
-            _data(worst.tolerance, GAP_DIGITS, "tolerance"),
+            _data(worst.tolerance, number(worst.tolerance, GAP_DIGITS), "tolerance"),
             ", ".join(["", *filter(None, [unit, where])]),
             class_="difference",
         ),
@@ -144,8 +148,7 @@ def _side(name: str, value: float, error: float | None, words: str, broken: str)
         element(
             "p",
             element("span", class_="key", aria_hidden="true"),
-            _data(value, _digits(value, error), "value"),
-            None if error is None else f" ± {number(error, 2)}",
+            *_measured(value, error),
             class_="value",
         ),
         element("p", *_inline(words), class_="words"),
@@ -153,17 +156,23 @@ def _side(name: str, value: float, error: float | None, words: str, broken: str)
     )
 
 
-def _digits(value: float, error: float | None) -> int:
-    """Significant ones: of an estimate those that its standard error leaves."""
-    if error is None or error == 0 or value == 0:
-        return SIDE_DIGITS
-    ratio = abs(value) / error
-    return min(SIDE_DIGITS, max(2, len(str(int(ratio))) + 1))
+def _measured(value: float, error: float | None) -> Iterator[Child]:
+    """A value; an estimate to two digits of its standard error."""
+    if not error:
+        yield _data(value, number(value, SIDE_DIGITS), "value")
+        return
+    places = 1 - math.floor(math.log10(error))
+    if not 0 <= places <= SIDE_DIGITS:
+        yield _data(value, number(value, ROW_DIGITS), "value")
+        yield f" ± {number(error, 2)}"
+        return
+    yield _data(value, decimals(value, places), "value")
+    yield f" ± {decimals(error, places)}"
 
 
-def _data(value: float, digits: int, class_: str | None = None) -> Element:
+def _data(value: float, text: str, class_: str | None = None) -> Element:
     """A number as it is read, with the number as it is."""
-    return element("data", number(value, digits), value=repr(value), class_=class_)
+    return element("data", text, value=repr(value), class_=class_)
 
 
 def _table(step: Step, comparison: Comparison) -> Element:
@@ -176,9 +185,9 @@ def _table(step: Step, comparison: Comparison) -> Element:
         return element(
             "tr",
             element("th", at.place, scope="row"),
-            element("td", _data(at.left, ROW_DIGITS)),
-            element("td", _data(at.right, ROW_DIGITS)),
-            element("td", _data(at.difference, GAP_DIGITS)),
+            element("td", _data(at.left, number(at.left, ROW_DIGITS))),
+            element("td", _data(at.right, number(at.right, ROW_DIGITS))),
+            element("td", _data(at.difference, number(at.difference, GAP_DIGITS))),
             picture if drawn else None,
             class_="worst" if at == comparison.worst else None,
         )
@@ -230,9 +239,13 @@ def _origin(finding: Finding) -> Element:
 
 
 def _inline(text: str) -> Iterator[Child]:
-    """Text in which `code` stands between backticks."""
+    """Text in which `code` stands between backticks, and x^{y} or x^y is raised."""
     for i, part in enumerate(text.split("`")):
-        yield element("code", part) if i % 2 else part
+        if i % 2:
+            yield element("code", part)
+            continue
+        for k, piece in enumerate(RAISED.split(part)):
+            yield element("sup", piece.strip("{}")) if k % 2 else piece
 
 
 def _linked(text: str) -> Iterator[Child]:

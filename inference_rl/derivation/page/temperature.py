@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element
 
 from inference_rl.derivation.curves import Curves
 from inference_rl.derivation.page import charts
-from inference_rl.derivation.page.charts import Curve, frames, number
+from inference_rl.derivation.page.charts import Curve, decimals, frames, number
 from inference_rl.derivation.page.markup import element
 
 
@@ -144,7 +144,7 @@ def _moving(curve: Curve, at: int) -> Element:
     def read(value: float | None) -> str:
         if value is None:
             return "not defined"
-        return f"{value:.4f}" if curve.is_chance else number(value, 5)
+        return decimals(value, 4) if curve.is_chance else number(value, 5)
 
     texts = [read(value) for value in curve.values]
     plain = ["" if value is None else repr(value) for value in curve.values]
