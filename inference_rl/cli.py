@@ -1,4 +1,4 @@
-"""The command `inference-rl`: infer, evaluate, check, list.
+"""The command `inference-rl`: infer, evaluate, check, derive, list.
 
 Nothing here imports torch before a command runs, so that `--help` answers at once. Results go to
 stdout; progress, warnings and errors to stderr. Bad input is one sentence and exit code 2.
@@ -25,7 +25,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -293,6 +293,60 @@ class Check:
 
 
 @dataclasses.dataclass
+class Derive:
+    """Check every step from evidence to reinforcement learning on a target, by two computations."""
+
+    model: Annotated[Target, tyro.conf.arg(name="target")]
+    temperature: Annotated[float, tyro.conf.arg(metavar="NUMBER")] = 1.0
+    """> 0, reward units."""
+    discount: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """In [0, 1], in place of the target's own (0.99 for Gymnasium's)."""
+    env_kwargs: Json = None
+    """Arguments for gymnasium.make, or for the model's constructor."""
+    prior: Annotated[str | None, tyro.conf.arg(metavar="PRIOR")] = None
+    """Action prior: a name from `inference-rl list`, or file.py:Name. Default: the model's own."""
+    prior_kwargs: Json = None
+    """Arguments for the prior's constructor."""
+    step: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Check this step only, by its number in the ladder."""
+    only: Annotated[Literal["failed"] | None, tyro.conf.arg(metavar="failed")] = None
+    """Show the steps that failed, and no others."""
+    seed: int = 0
+    """Of everything random."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object, and nothing else, on stdout."""
+
+    def run(self) -> dict[str, Any]:
+        from inference_rl.derivation import derive
+        from inference_rl.derivation.terminal import print_derivation
+        from inference_rl.targets import load_prior, load_target
+
+        if self.seed < 0:
+            raise ValueError(f"--seed: expected 0 or more, got {self.seed}")
+        if self.prior is None and self.prior_kwargs:
+            raise ValueError("--prior-kwargs was given without --prior: name a prior too")
+        with _progress(self.json) as progress, _one_sentence():
+            model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
+            prior = None
+            if self.prior is not None:
+                prior = load_prior(self.prior, model, self.prior_kwargs)
+            derivation = derive(
+                model,
+                temperature=self.temperature,
+                prior=prior,
+                seed=self.seed,
+                step=self.step,
+                progress=progress,
+            )
+        if not self.json:
+            print_derivation(derivation, only_failed=self.only == "failed")
+        report = derivation.as_json()
+        if self.only == "failed":
+            report["steps"] = [s for s in report["steps"] if s["verdict"] == "fail"]
+        return report
+
+
+@dataclasses.dataclass
 class List:
     """List routines, bundled models and priors, and what each accepts."""
 
@@ -324,13 +378,14 @@ Command = (
     Annotated[Infer, tyro.conf.subcommand("infer")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Derive, tyro.conf.subcommand("derive")]
     | Annotated[List, tyro.conf.subcommand("list")]
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point. Exit code 0, 2 with one sentence on stderr for bad input, or 128 + the
-    number of the signal that stopped it.
+    """The entry point. Exit code 0, 1 where a step of a derivation fails, 2 with one sentence on
+    stderr for bad input, or 128 + the number of the signal that stopped it.
 
     An error that nothing foresaw is one sentence too, that names its type and place; with the
     environment variable `INFERENCE_RL_TRACEBACK` set it is raised.
@@ -363,6 +418,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2) from None
     if command.json:
         print(json.dumps(report, allow_nan=False))
+    if isinstance(command, Derive) and report["counts"]["fail"]:
+        raise SystemExit(1)
 
 
 def _parse(words: list[str]) -> Any:

@@ -6,7 +6,8 @@ by is in `independent`: the same quantities from their definitions, by other mea
 library's.
 """
 
+from inference_rl.derivation.curves import Curves
 from inference_rl.derivation.ladder import STEPS, Derivation, derive
 from inference_rl.derivation.step import Finding, Row, Step, TwinFinding
 
-__all__ = ["STEPS", "Derivation", "Finding", "Row", "Step", "TwinFinding", "derive"]
+__all__ = ["STEPS", "Curves", "Derivation", "Finding", "Row", "Step", "TwinFinding", "derive"]

@@ -702,7 +702,8 @@ WIDTH_BOUND = Step(
     ),
     formulas=(
         r"\mathbb{E}_q\left[ Q - \alpha \log \frac{q}{\rho} \right]"
-        r" = V - \alpha\, \mathrm{KL}\left( q \,\middle\|\, \rho\, e^{(Q - V) / \alpha} \right) \le V",
+        r" = V - \alpha\, \mathrm{KL}\left( q \,\|\, \rho\, e^{(Q - V) / \alpha} \right)"
+        r" \le V",
     ),
     relation="<=",
     unit="reward",

@@ -171,14 +171,19 @@ def _q_and_prior(subject: Subject) -> tuple[Array, Array]:
 # --- Reward as evidence ---------------------------------------------------------------------------
 
 
+def _spread(indices: Tensor, count: int) -> Tensor:
+    """So many of them, evenly spread, or all."""
+    places = np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)
+    return indices[np.unique(places)]
+
+
 def _transitions(subject: Subject) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """State, action, next state and the place in the tables of some transitions, (N,)."""
     model = subject.finite
     assert model is not None
     possible = (model.probabilities > 0).nonzero().squeeze(-1)
-    chosen = possible[
-        np.unique(np.linspace(0, len(possible) - 1, LISTED).astype(int)) if len(possible) else []
-    ]
+    paid = possible[model.rewards[possible] != 0]
+    chosen = torch.cat([_spread(paid, LISTED // 2), _spread(possible, LISTED // 2)]).unique()
     row = model.rows()[chosen]
     state, action = row // model.num_actions, row % model.num_actions
     return state, action, model.successors[chosen].long(), chosen
@@ -335,7 +340,7 @@ def _sampled_nodes(trace: Any) -> list[dict[str, Tensor]]:
 def _joint(subject: Subject, *, with_prior: bool = True) -> Array:
     """The same by hand, with the idle actions after an end, which are uniform in the program."""
     paths = subject.paths
-    idle = (~paths.alive).sum(0) * -np.log(subject.excerpt.num_actions)
+    idle = -np.log(subject.excerpt.num_actions) * (~paths.alive).sum(0)
     prior = subject.excerpt.log_prior.exp().numpy()
     log_p = log_joint(subject)
     if not with_prior:

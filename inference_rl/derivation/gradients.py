@@ -131,14 +131,13 @@ def _sampled_scores(subject: Subject, name: str, *, to_go: bool, sign: float = 1
         )
     else:
         weight = ((powers * gained).sum(0) - usual[0]).expand(horizon, -1)
-    alive = rollouts.log_guide != 0
     batches = []
     # A gradient for each of a few batches, so that their mean has a standard error.
     for rows in torch.arange(gained.shape[1]).chunk(BATCHES):
         log_prob = torch.stack(
             [
                 torch.where(
-                    alive[t, rows],
+                    rollouts.alive[t, rows],
                     policy(rollouts.states[t][rows], t).log_prob(rollouts.actions[t][rows]),
                     0.0,
                 )
@@ -629,9 +628,9 @@ SAMPLED_VALUE = Step(
         "Q for one draw to V for infinitely many."
     ),
     formulas=(
-        r"\mathbb{E}\left[ \alpha \log \frac{1}{K} \sum_{k = 1}^{K} e^{Q(a_k) / \alpha} \right]"
-        r" \le \mathbb{E}\left[ \alpha \log \frac{1}{K + 1} \sum_{k = 1}^{K + 1} e^{Q(a_k) /"
-        r" \alpha} \right] \le V",
+        r"V_K = \mathbb{E}\left[ \alpha \log \left( \frac{1}{K} \sum_{k = 1}^{K}"
+        r" e^{Q(a_k) / \alpha} \right) \right], \qquad a_k \sim \rho",
+        r"\mathbb{E}_\rho\left[ Q \right] = V_1 \le V_2 \le \cdots \le V",
     ),
     relation="<=",
     unit="reward",

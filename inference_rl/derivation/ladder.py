@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from inference_rl.derivation import algorithms, bound, control, evidence, gradients, limits
+from inference_rl.derivation.curves import Curves, curves
 from inference_rl.derivation.step import Finding, Step, evaluate
 from inference_rl.derivation.subject import Subject
 from inference_rl.environment import EnvironmentModel
@@ -30,7 +31,8 @@ class Derivation:
     """Every step on a model.
 
     :ivar target: what the model is called. :ivar temperature: reward units.
-    :ivar findings: in the order of the ladder.
+    :ivar findings: in the order of the ladder. :ivar curves: over temperature, if asked for and the
+        model has any.
     """
 
     target: str
@@ -43,6 +45,7 @@ class Derivation:
     seed: int
     findings: tuple[Finding, ...]
     seconds: float
+    curves: Curves | None = None
 
     @property
     def failed(self) -> tuple[Finding, ...]:
@@ -62,12 +65,11 @@ class Derivation:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, for `json.dumps`: null where there is no finite number."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        own["findings"] = self.counts
-        return {"counts" if name == "findings" else name: own[name] for name in own} | {
-            "steps": [finding.as_json() for finding in self.findings]
-        }
+        """All but the curves, for `json.dumps`: null where there is no finite number."""
+        kept = {f.name for f in dataclasses.fields(self)} - {"findings", "curves"}
+        own = {name: value for name, value in vars(self).items() if name in kept}
+        steps = [finding.as_json() for finding in self.findings]
+        return own | {"counts": self.counts, "steps": steps}
 
 
 def derive(
@@ -76,29 +78,40 @@ def derive(
     temperature: float = 1.0,
     prior: ActionPrior | None = None,
     seed: int = 0,
+    step: int | None = None,
+    with_curves: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Derivation:
     """Check every step of the derivation on a model.
 
     :param temperature: > 0, reward units. :param prior: in place of the model's own.
+    :param step: the number of the only one to check. :param with_curves: compute them too.
     :param progress: called with a few words before every step.
-    :raises ValueError: the temperature is not a finite number above 0; or the model or the prior
-        are faulty.
+    :raises ValueError: the temperature is not a finite number above 0, there is no such step, or
+        the model or the prior are faulty.
     """
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(
             f"temperature: expected a finite number > 0 in reward units, got {temperature}"
         )
+    if step is not None and not 1 <= step <= len(STEPS):
+        raise ValueError(f"step: expected a number from 1 to {len(STEPS)}, got {step}")
     started = time.perf_counter()
     subject = Subject(model, temperature, prior=prior, seed=seed)
     findings = []
-    for number, step in enumerate(STEPS, start=1):
+    for number, known in enumerate(STEPS, start=1):
+        if step in (None, number):
+            if progress is not None:
+                progress(f"step {number} of {len(STEPS)}: {known.title}")
+            findings.append(evaluate(known, subject, number))
+    drawn = None
+    if with_curves:
         if progress is not None:
-            progress(f"step {number} of {len(STEPS)}: {step.title}")
-        findings.append(evaluate(step, subject, number))
+            progress("curves over temperature")
+        drawn = curves(subject)
     return Derivation(
-        target=model.name,
-        temperature=temperature,
+        target=(model.origin or {}).get("target") or model.name,
+        temperature=float(temperature),
         discount=float(model.discount),
         horizon=model.horizon,
         state_space=str(model.state_space),
@@ -107,4 +120,5 @@ def derive(
         seed=seed,
         findings=tuple(findings),
         seconds=time.perf_counter() - started,
+        curves=drawn,
     )

@@ -93,6 +93,7 @@ class Rollouts:
     :ivar log_guide, log_prior: (T, N), log π and log ρ of what was done, nats, zero after the end.
     :ivar log_weight: (T, N), log p(O_t | ...) as the program has it, nats.
     :ivar log_joint, log_q: (N,), of whole trajectories, nats.
+    :ivar alive: (T, N), whether the episode went on until then.
     """
 
     states: list[Tensor]
@@ -102,6 +103,7 @@ class Rollouts:
     log_weight: Tensor
     log_joint: Tensor
     log_q: Tensor
+    alive: Tensor
 
     @property
     def log_ratio(self) -> Tensor:
@@ -180,16 +182,24 @@ def draw(subject: Subject, factor: ActionFactor, name: str, *, discount: float =
     for trace in (guide, joint):
         trace.compute_log_prob()
 
+    states = [_value(guide, f"state_{t}") for t in range(horizon + 1)]
+    alive = torch.stack([~program.terminal(state).expand(count) for state in states[:-1]])
+
     def column(trace: Any, site: str) -> Tensor:
-        return torch.stack(
-            [trace.nodes[f"{site}_{t}"]["unscaled_log_prob"].expand(count) for t in range(horizon)]
-        )
+        nodes = [trace.nodes[f"{site}_{t}"] for t in range(horizon)]
+        table = torch.stack([node["unscaled_log_prob"].expand(count) for node in nodes])
+        return torch.where(alive, table, 0.0)
 
     def whole(trace: Any) -> Tensor:
-        sites = [node for node in trace.nodes.values() if "log_prob" in node]
-        return torch.stack([node["log_prob"].expand(count) for node in sites]).sum(0)
+        total = torch.zeros(count, dtype=torch.float64)
+        for name, node in trace.nodes.items():
+            if "log_prob" in node:
+                # After the end discrete actions are uniform, whoever chooses them.
+                acts = name.startswith("action")
+                kept = alive[int(name.rpartition("_")[2])] if acts else torch.ones(count).bool()
+                total = total + torch.where(kept, node["log_prob"], 0.0)
+        return total
 
-    states: list[Any] = [guide.nodes[f"state_{t}"]["value"] for t in range(horizon + 1)]
     if subject.simulated:
         states = [simulated.observation(state) for state in states]
     return Rollouts(
@@ -200,6 +210,7 @@ def draw(subject: Subject, factor: ActionFactor, name: str, *, discount: float =
         log_weight=column(joint, "optimality"),
         log_joint=whole(joint),
         log_q=whole(guide),
+        alive=alive,
     )
 
 
