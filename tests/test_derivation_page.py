@@ -20,8 +20,9 @@ import pytest
 import torch
 
 from inference_rl import FiniteModel, load_target
+from inference_rl.cli import main
 from inference_rl.derivation import Derivation, Step, derive
-from inference_rl.derivation.curves import Curves, curves
+from inference_rl.derivation.curves import Curves
 from inference_rl.derivation.page import render
 from inference_rl.derivation.page.charts import (
     LARGE,
@@ -31,6 +32,7 @@ from inference_rl.derivation.page.charts import (
     number,
     plot,
     relation,
+    slack,
     temperature_axis,
     value_axis,
 )
@@ -58,11 +60,9 @@ class Shown:
 @pytest.fixture(scope="module")
 def lake() -> Shown:
     """All steps on FrozenLake, as the command has them."""
-    model = load_target("FrozenLake-v1")
-    derivation = derive(model, temperature=TEMPERATURE)
-    moved = curves(Subject(model, TEMPERATURE))
-    assert moved is not None
-    return Shown(derivation, moved, render(derivation, moved))
+    derivation = derive(load_target("FrozenLake-v1"), temperature=TEMPERATURE, with_curves=True)
+    assert derivation.curves is not None
+    return Shown(derivation, derivation.curves, render(derivation))
 
 
 def small() -> FiniteModel:
@@ -108,8 +108,9 @@ def page_of(step: Step, **changes: Any) -> str:
         seed=0,
         findings=(evaluate(step, subject, 1),),
         seconds=0.1,
+        curves=None,
     )
-    return render(dataclasses.replace(derivation, **changes), None)
+    return render(dataclasses.replace(derivation, **changes))
 
 
 class Reader(HTMLParser):
@@ -304,6 +305,18 @@ def test_slack_is_drawn_between_the_sides() -> None:
     assert relation(row(-math.inf, 1.0), "<=") is None
 
 
+def test_slacks_of_a_table_are_drawn_to_one_scale() -> None:
+    def drawn(at: Row) -> tuple[str | None, float]:
+        (bar,) = slack(at, 4.0)
+        return bar.get("class"), float(bar.get("width", "").rstrip("%"))
+
+    assert drawn(row(1.0, 5.0)) == ("slack", 100)
+    assert drawn(row(1.0, 2.0)) == ("slack", 25)
+    assert drawn(row(2.0, 1.0)) == ("excess", 25)
+    assert slack(row(1.0, 1.0), 0.0) is None
+    assert slack(row(-math.inf, 1.0), 4.0) is None
+
+
 def test_axes() -> None:
     assert temperature_axis([0.001, 0.1, 10.0], LARGE).ticks == (0.001, 0.01, 0.1, 1.0, 10.0)
     assert temperature_axis([0.002, 0.2, 20.0], LARGE).ticks == (0.01, 0.1, 1.0, 10.0)
@@ -363,6 +376,30 @@ def test_the_page_looks_like_the_pictures_of_a_policy() -> None:
     known = colours(0)
     assert (known["ink"], known["faint"]) == (pictures.INK, pictures.FAINT)
     assert tuple(known[f"c{i}"] for i in range(6)) == pictures.COLOURS
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "chain.html"
+    main(["derive", "chain", "--step", "16", "--html", str(file), "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["html"] == str(file)
+    read = Reader(file.read_text(encoding="utf-8"))
+    (step,) = (attrs for _, attrs in read.elements if attrs.get("class") == "step")
+    assert step["id"] == report["steps"][0]["id"] == "soft-bellman"
+    assert {"slider", "temperature"} <= set(read.values("id"))
+    assert "chain" in read.text("h1")[0]
+
+
+@pytest.mark.parametrize("place", [".", "nowhere/page.html"])
+def test_a_page_needs_a_directory(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["derive", "chain", "--html", str(tmp_path / place)])
+    assert "--html: expected a file in a directory that exists, got" in capsys.readouterr().err
 
 
 # ---- in a browser --------------------------------------------------------------------------------

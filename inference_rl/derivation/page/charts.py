@@ -114,6 +114,23 @@ def inequality(row: Row) -> Element:
     )
 
 
+def slack(row: Row, largest: float) -> Element | None:
+    """The slack of a place, or what is too much, as a share of the `largest` of a table."""
+    if not math.isfinite(row.difference) or largest == 0:
+        return None
+    return _strip(
+        f"{number(abs(row.difference) / largest, 2)} of the largest",
+        element(
+            "rect",
+            class_="slack" if row.difference <= row.tolerance else "excess",
+            x="0",
+            y="10",
+            width=_percent(100 * abs(row.difference) / largest),
+            height="8",
+        ),
+    )
+
+
 def _strip(words: str, *drawn: Element | None) -> Element:
     """As wide as there is room: places are percentages, so that circles stay round."""
     return element(

@@ -8,7 +8,6 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import inference_rl
-from inference_rl.derivation.curves import Curves
 from inference_rl.derivation.ladder import Derivation
 from inference_rl.derivation.page.charts import number
 from inference_rl.derivation.page.markup import Child, element, html
@@ -29,11 +28,8 @@ HOW_TO_READ = (
 KEYS = {"n": "next step", "p": "previous step", "b": "break the step, or mend it"}
 
 
-def render(derivation: Derivation, curves: Curves | None) -> str:
-    """A derivation as a page.
-
-    :param curves: what the slider over temperature moves through; None where there are none.
-    """
+def render(derivation: Derivation) -> str:
+    """A derivation as a page, with a slider over temperature where it has curves."""
     style, script = STYLE.read_text(encoding="utf-8"), SCRIPT.read_text(encoding="utf-8")
     head = element(
         "head",
@@ -48,10 +44,10 @@ def render(derivation: Derivation, curves: Curves | None) -> str:
         "body",
         element("a", "Skip to the first step", class_="skip", href="#steps"),
         _header(derivation),
-        _contents(derivation, curves),
+        _contents(derivation),
         element(
             "main",
-            None if curves is None else temperature_section(curves),
+            None if derivation.curves is None else temperature_section(derivation.curves),
             element(
                 "div",
                 element("p", HOW_TO_READ, class_="how"),
@@ -128,7 +124,7 @@ def _caught(derivation: Derivation) -> str:
     return f"{counts['twins_caught']} of {counts['twins']} twins are caught"
 
 
-def _contents(derivation: Derivation, curves: Curves | None) -> Element:
+def _contents(derivation: Derivation) -> Element:
     temperature = element("li", element("a", "What the temperature does", href="#temperature"))
     entries = [
         element(
@@ -148,7 +144,7 @@ def _contents(derivation: Derivation, curves: Curves | None) -> Element:
         element(
             "details",
             element("summary", "Contents"),
-            None if curves is None else element("ul", temperature),
+            None if derivation.curves is None else element("ul", temperature),
             element("ol", *entries),
             open=True,
         ),

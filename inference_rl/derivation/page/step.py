@@ -178,10 +178,11 @@ def _data(value: float, text: str, class_: str | None = None) -> Element:
 def _table(step: Step, comparison: Comparison) -> Element:
     shown, count = comparison.rows, comparison.places
     drawn = step.relation == "<="
+    sizes = [abs(at.difference) for at in shown if math.isfinite(at.difference)]
     which = f"All {count}" if len(shown) == count else f"{len(shown)} of {count:,}"
 
     def row(at: Row) -> Element:
-        picture = element("td", charts.relation(at, step.relation), class_="picture")
+        picture = element("td", charts.slack(at, max(sizes, default=0.0)), class_="picture")
         return element(
             "tr",
             element("th", at.place, scope="row"),
