@@ -170,8 +170,8 @@ class Frame:
     bottom: float
 
 
-LARGE = Frame(width=340, height=200, left=52, right=332, top=10, bottom=172)
-SMALL = Frame(width=225, height=120, left=28, right=217, top=8, bottom=92)
+LARGE = Frame(width=340, height=200, left=52, right=326, top=10, bottom=172)
+SMALL = Frame(width=225, height=120, left=28, right=212, top=8, bottom=92)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,10 +83,11 @@ def _header(derivation: Derivation) -> Element:
     words = f"{counts['pass']} of {counts['steps']} steps hold on this model"
     words += f", {failed} fail" if failed else ""
     words += f", {skipped} do not apply" if skipped else ""
+    steps = "1 step" if derivation.horizon == 1 else f"{derivation.horizon} steps"
     facts = {
         "temperature α": f"{number(derivation.temperature)} (reward units)",
         "discount γ": number(derivation.discount),
-        "horizon": "none" if derivation.horizon is None else f"{derivation.horizon} steps",
+        "horizon": "none" if derivation.horizon is None else steps,
         "states": derivation.state_space,
         "actions": derivation.action_space,
         "action prior ρ": derivation.prior,
