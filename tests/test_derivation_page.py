@@ -282,13 +282,13 @@ def row(left: float, right: float, tolerance: float = 1e-9) -> Row:
 
 
 def test_a_difference_stands_on_the_side_of_its_tolerance_where_it_belongs() -> None:
-    def at(difference: float) -> float:
-        (dot,) = equality(Row("", 1.0, 1.0, difference, 1e-9)).iter("circle")
+    def at(difference: float, tolerance: float = 1e-9) -> float:
+        (dot,) = equality(Row("", 1.0, 1.0, difference, tolerance)).iter("circle")
         return float(dot.get("cx", "").rstrip("%"))
 
     assert at(1e-9) == pytest.approx(50)
     assert at(-1e-12) < at(1e-10) < 50 < at(1e-8) < at(-1.0) < 100
-    assert (at(0.0), at(1e30)) == (2, 98)
+    assert (at(0.0), at(0.0, 0.0), at(1e30), at(1e-30, 0.0)) == (2, 2, 98, 98)
 
 
 def test_slack_is_drawn_between_the_sides() -> None:

@@ -64,7 +64,8 @@ def relation(row: Row, kind: Relation) -> Element | None:
 def equality(row: Row) -> Element:
     """The size of the difference on an axis of powers of ten, whose middle is the tolerance."""
     gap = abs(row.difference)
-    apart = math.log10(gap / row.tolerance) if gap > 0 and row.tolerance > 0 else -math.inf
+    with np.errstate(divide="ignore"):
+        apart = np.log10(gap) - np.log10(row.tolerance) if gap > 0 else -np.inf
     at = 50 + 48 * float(np.clip(apart / DECADES, -1, 1))
     words = (
         f"The difference, {number(gap, 2)}, beside what is allowed, {number(row.tolerance, 2)}, on "
