@@ -1,10 +1,10 @@
 r"""The formulas of the steps as MathML: `mathml`, for the part of LaTeX that they are written in.
 
-Known are the commands in the tables below, `\frac`, `\sqrt`, `\bar` and other accents, `\mathrm`,
-`\mathbb`, `\mathcal`, `\text`, `\operatorname`, `\left` ... `\middle` ... `\right`, `\Big|`,
-scripts, primes, and the environments `array`, `aligned` and `cases`. Anything else is an error: a
-formula shows nothing that its author did not mean. MathML spaces relations and operators itself;
-the thin spaces around functions and fractions are put in as TeX does (The TeXbook, chapter 18).
+Known are the commands in the tables below, `\frac`, `\bar`, `\mathrm`, `\mathbb`, `\mathcal`,
+`\operatorname`, `\left` ... `\middle` ... `\right`, `\Big|`, scripts and primes. Anything else is
+an error: a formula shows nothing that its author did not mean. MathML spaces relations and
+operators itself; thin spaces around functions and fractions are put in as TeX does (The TeXbook,
+chapter 18).
 """
 
 from __future__ import annotations
@@ -41,22 +41,20 @@ LETTERS = _pairs("""
 """)
 UPRIGHT = _pairs("""
     Gamma Γ Delta Δ Theta Θ Lambda Λ Pi Π Sigma Σ Phi Φ Psi Ψ Omega Ω
-    infty ∞ nabla ∇ partial ∂ top ⊤ ldots … dots … cdots ⋯ emptyset ∅
+    infty ∞ nabla ∇ partial ∂ top ⊤ ldots … cdots ⋯
 """)
 RELATIONS = _pairs("""
-    le ≤ leq ≤ ge ≥ geq ≥ ne ≠ neq ≠ approx ≈ equiv ≡ propto ∝ sim ∼ ll ≪ gg ≫ in ∈ mid ∣
-    to → mapsto ↦ leftarrow ← Rightarrow ⇒ Leftrightarrow ⇔
+    le ≤ ge ≥ ne ≠ approx ≈ equiv ≡ propto ∝ sim ∼ ll ≪ gg ≫ in ∈ mid ∣ to → mapsto ↦
 """)
-BINARY = _pairs("cdot ⋅ times × pm ± circ ∘ setminus ∖")
+BINARY = _pairs("cdot ⋅ times × pm ±")
 SUMS = _pairs("sum ∑ prod ∏ int ∫")
 FUNCTIONS = {"log", "ln", "exp", "tanh", "sin", "cos", "det"}
 LIMITED = {"max", "min", "sup", "inf", "lim", "argmax", "argmin"}
 """Functions under which scripts go."""
 
-OPENING = _pairs(r"( ( [ [ \{ { \langle ⟨ \lvert | \lVert ‖")
-CLOSING = _pairs(r") ) ] ] \} } \rangle ⟩ \rvert | \rVert ‖")
+OPENING = _pairs(r"( ( [ [ \{ { \lvert | \lVert ‖")
+CLOSING = _pairs(r") ) ] ] \} } \rvert | \rVert ‖")
 BARS = _pairs(r"| | \| ‖")
-ACCENTS = _pairs("hat ˆ tilde ˜ dot ˙")
 BIG = "1.8em"
 SPACES = {r"\,": 0.167, r"\;": 0.278, r"\ ": 0.25, r"\quad": 1.0, r"\qquad": 2.0}
 BLACKBOARD = _pairs("E 𝔼 R ℝ N ℕ P ℙ 1 𝟙")
@@ -74,7 +72,7 @@ THIN: dict[Kind, tuple[Kind, ...]] = {
 }
 """After what a thin space stands, and before what."""
 
-TOKEN = re.compile(r"\\[a-zA-Z]+\*?|\\.|\d+(?:\.\d+)?|\S")
+TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|\d+(?:\.\d+)?|\S")
 
 
 def mathml(latex: str) -> Element:
@@ -89,11 +87,7 @@ def mathml(latex: str) -> Element:
 
 class _Parser:
     def __init__(self, latex: str) -> None:
-        self.latex, self.at = latex, 0
-        # Words are text as it stands; everything else loses its spaces.
-        self.tokens: list[str] = []
-        for piece in re.split(r"(\\text\{[^{}]*\})", latex):
-            self.tokens += [piece] if piece.startswith(r"\text{") else TOKEN.findall(piece)
+        self.latex, self.tokens, self.at = latex, TOKEN.findall(latex), 0
 
     def error(self, problem: str) -> ValueError:
         return ValueError(
@@ -111,15 +105,12 @@ class _Parser:
         self.at += 1
         return token
 
-    def row(self, until: str | tuple[str, ...] | None) -> list[Element]:
-        """Atoms up to a token, which is not taken."""
-        ends = (until,) if isinstance(until, str) else until or ()
+    def row(self, until: str | None) -> list[Element]:
+        """Atoms up to a token, which is not taken; or all of them."""
         atoms: list[Atom] = []
-        while (token := self.peek()) not in ends:
+        while (token := self.peek()) != until:
             if token is None:
-                if until is None:
-                    break
-                raise self.error(f"expected {' or '.join(ends)}, got its end")
+                raise self.error(f"expected {until}, got its end")
             atoms.append(self.scripted(self.atom()))
         return _spaced(atoms)
 
@@ -172,8 +163,6 @@ class _Parser:
             return _delimiter(token)
         if token in SPACES:
             return Atom(element("mspace", width=f"{SPACES[token]:g}em"), "space")
-        if token.startswith(r"\text{"):
-            return Atom(element("mtext", token[6:-1].replace(" ", "\N{NO-BREAK SPACE}")))
         if token.startswith("\\"):
             return self.command(token[1:])
         return self.character(token)
@@ -218,19 +207,12 @@ class _Parser:
             return Atom(self.letters(BLACKBOARD if name == "mathbb" else SCRIPT, name))
         if name == "bar":  # as an accent it touches the letter in some fonts
             return Atom(element("mover", self.group(), element("mo", "‾", stretchy="false")))
-        if name in ACCENTS:
-            mark = element("mo", ACCENTS[name], stretchy="false")
-            return Atom(element("mover", self.group(), mark, accent="true"))
         if name == "frac":
             return Atom(element("mfrac", self.group(), self.group()), "inner")
-        if name == "sqrt":
-            return Atom(element("msqrt", self.group()))
         if name == "left":
             return self.fenced()
         if name in ("middle", "Big"):
             return self.bar(name)
-        if name == "begin":
-            return self.environment()
         raise self.error(f"unknown command \\{name}")
 
     def letters(self, table: dict[str, str], name: str) -> Element:
@@ -273,30 +255,6 @@ class _Parser:
             **tight,
         )
         return Atom(mark, "close" if name == "Big" else "rel")
-
-    def environment(self) -> Atom:
-        name = self.word()
-        if name not in ("array", "aligned", "cases"):
-            raise self.error(f"unknown environment {name}")
-        align = {"aligned": "rl", "cases": "ll"}.get(name) or self.word()
-        rows: list[list[Element]] = [[]]
-        while True:
-            column = len(rows[-1])
-            side = (align[column:] or "c")[0]
-            cell = element("mtd", *self.row(("&", r"\\", r"\end")), class_=f"align-{side}")
-            rows[-1].append(cell)
-            token = self.take()
-            if token == r"\\":
-                rows.append([])
-            elif token == r"\end":
-                break
-        if self.word() != name:
-            raise self.error(f"{name} is not closed")
-        table = element("mtable", *(element("mtr", *cells) for cells in rows), class_=name)
-        if name != "cases":
-            return Atom(table)
-        brace = element("mo", "{", form="prefix", stretchy="true", fence="true")
-        return Atom(element("mrow", brace, table), "inner")
 
 
 def _spaced(atoms: list[Atom]) -> list[Element]:

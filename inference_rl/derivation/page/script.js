@@ -46,8 +46,9 @@ label();
 // ---- keys
 
 const steps = [...document.querySelectorAll("section.step")];
+const nav = document.querySelector("nav");
 const links = new Map(
-  [...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]),
+  [...nav.querySelectorAll("a")].map((link) => [link.hash.slice(1), link]),
 );
 
 function current() {
@@ -80,10 +81,14 @@ let waiting = false;
 
 function mark() {
   waiting = false;
-  const here = steps[current()]?.id;
-  for (const [id, link] of links) {
-    if (id === here) link.setAttribute("aria-current", "true");
+  const here = links.get(steps[current()]?.id);
+  for (const link of links.values()) {
+    if (link === here) link.setAttribute("aria-current", "true");
     else link.removeAttribute("aria-current");
+  }
+  // Beside the steps the contents scroll by themselves; above them they do not.
+  if (here && nav.scrollHeight > nav.clientHeight) {
+    nav.scrollTop = here.offsetTop - nav.clientHeight / 2;
   }
 }
 
@@ -95,7 +100,7 @@ mark();
 
 // ---- small screens and paper
 
-if (matchMedia("(max-width: 70rem)").matches) document.querySelector("nav details").open = false;
+if (matchMedia("(max-width: 70rem)").matches) nav.querySelector("details").open = false;
 
 function reachable() {
   // What scrolls sideways has to be reachable without a mouse.

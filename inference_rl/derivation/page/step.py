@@ -66,7 +66,7 @@ def section(finding: Finding) -> Element:
         if twin is None or twin.verdict in MARKS
         else _why(f"{twin.words}: {twin.verdict}", "twin"),
         element("div", *numbers, aria_live="polite") if numbers else None,
-        _assumptions(finding.assumptions),
+        _assumptions(finding),
         _origin(finding),
         class_="step",
         id=step.id,
@@ -206,19 +206,19 @@ def _table(step: Step, comparison: Comparison) -> Element:
     )
 
 
-def _assumptions(known: tuple[Met, ...]) -> Element | None:
-    if not known:
+def _assumptions(finding: Finding) -> Element | None:
+    if not finding.assumptions:
         return None
 
-    def entry(met: Met) -> Element:
-        kind, says = ("pass", "met: ") if met.met else ("fail", "not met: ")
-        verdict = badge(kind, says=says, word=False)
-        return element("li", verdict, met.name + ("" if met.met else f": {met.why}"))
+    def entry(known: Met) -> Element:
+        kind, says = ("pass", "met: ") if known.met else ("fail", "not met: ")
+        why = "" if known.met or known.why in finding.why else f": {known.why}"
+        return element("li", badge(kind, says=says, word=False), known.name + why)
 
     return element(
         "div",
         element("h3", "Assumes"),
-        element("ul", *(entry(met) for met in known)),
+        element("ul", *(entry(known) for known in finding.assumptions)),
         class_="assumes",
     )
 
