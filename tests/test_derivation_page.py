@@ -232,8 +232,8 @@ def test_a_step_that_fails_says_where_and_a_twin_that_passes_is_told_of() -> Non
     assert "fail: both sides differ by 1, allowed 2e-10" in read.text("why as-is")
     assert "cannot differ here" in read.text("span")
     assert "a mistake: cannot differ here: there is nothing to mistake" in read.text("why twin")
-    assert ", 1 fail" in "".join(read.text("strong"))
-    assert "0 of 1 twins are caught" in "".join(read.text("strong"))
+    assert "; that fail: 1" in "".join(read.text("strong"))
+    assert "Twins that are caught: 0 of 1." in "".join(read.text("strong"))
 
 
 def test_a_step_that_does_not_apply_has_no_numbers_and_no_switch() -> None:
@@ -242,7 +242,7 @@ def test_a_step_that_does_not_apply_has_no_numbers_and_no_switch() -> None:
     assert read.text("why as-is") == ["does not apply: it has no cat"]
     assert "a cat" in read.text("li")
     assert read.text("value") == read.text("switch") == []
-    assert ", 1 do not apply" in "".join(read.text("strong"))
+    assert "; that do not apply: 1" in "".join(read.text("strong"))
 
 
 @pytest.mark.parametrize(

@@ -80,9 +80,10 @@ def _policy(style: str, script: str) -> str:
 def _header(derivation: Derivation) -> Element:
     counts = derivation.counts
     failed, skipped = counts["fail"], counts["does_not_apply"]
-    words = f"{counts['pass']} of {counts['steps']} steps hold on this model"
-    words += f", {failed} fail" if failed else ""
-    words += f", {skipped} do not apply" if skipped else ""
+    words = f"Steps that hold on this model: {counts['pass']} of {counts['steps']}"
+    words += f"; that fail: {failed}" if failed else ""
+    words += f"; that do not apply: {skipped}" if skipped else ""
+    words += f". Twins that are caught: {counts['twins_caught']} of {counts['twins']}."
     steps = "1 step" if derivation.horizon == 1 else f"{derivation.horizon} steps"
     facts = {
         "temperature α": f"{number(derivation.temperature)} (reward units)",
@@ -104,7 +105,7 @@ def _header(derivation: Derivation) -> Element:
             "this model in two ways that share nothing else, and beside it a ",
             element("em", "broken twin"),
             ": the same with one mistake in it, which has to be found. ",
-            element("strong", f"{words}; {_caught(derivation)}."),
+            element("strong", words),
             class_="lead",
         ),
         element(
@@ -116,13 +117,6 @@ def _header(derivation: Derivation) -> Element:
             class_="facts",
         ),
     )
-
-
-def _caught(derivation: Derivation) -> str:
-    counts = derivation.counts
-    if counts["twins_caught"] == counts["twins"]:
-        return f"all {counts['twins']} twins are caught"
-    return f"{counts['twins_caught']} of {counts['twins']} twins are caught"
 
 
 def _contents(derivation: Derivation) -> Element:
