@@ -311,6 +311,8 @@ class Derive:
     """Check this step only, by its number in the ladder."""
     only: Annotated[Literal["failed"] | None, tyro.conf.arg(metavar="failed")] = None
     """Show the steps that failed, and no others."""
+    html: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write a page with all of it, which opens in a browser from disk."""
     seed: int = 0
     """Of everything random."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -318,6 +320,7 @@ class Derive:
 
     def run(self) -> dict[str, Any]:
         from inference_rl.derivation import derive
+        from inference_rl.derivation.page import render
         from inference_rl.derivation.terminal import print_derivation
         from inference_rl.targets import load_prior, load_target
 
@@ -325,6 +328,11 @@ class Derive:
             raise ValueError(f"--seed: expected 0 or more, got {self.seed}")
         if self.prior is None and self.prior_kwargs:
             raise ValueError("--prior-kwargs was given without --prior: name a prior too")
+        if self.html is not None and (self.html.is_dir() or not self.html.parent.is_dir()):
+            raise ValueError(
+                f"--html: expected a file in a directory that exists, got {self.html}: name "
+                "another, or make the directory"
+            )
         with _progress(self.json) as progress, _one_sentence():
             model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
             prior = None
@@ -336,11 +344,16 @@ class Derive:
                 prior=prior,
                 seed=self.seed,
                 step=self.step,
+                with_curves=self.html is not None,
                 progress=progress,
             )
+            if self.html is not None:
+                self.html.write_text(render(derivation), encoding="utf-8")
         if not self.json:
             print_derivation(derivation, only_failed=self.only == "failed")
-        report = derivation.as_json()
+            if self.html is not None:
+                print(f"\nWritten as a page to {self.html}")
+        report = derivation.as_json() | {"html": None if self.html is None else str(self.html)}
         if self.only == "failed":
             report["steps"] = [s for s in report["steps"] if s["verdict"] == "fail"]
         return report

@@ -22,6 +22,17 @@ def test_every_package_is_listed() -> None:
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == names
 
 
+def test_every_other_file_of_a_package_is_listed() -> None:
+    other = [p for p in (ROOT / "inference_rl").rglob("*.*") if p.suffix not in (".py", ".pyc")]
+    assert other
+    listed = {
+        ROOT.joinpath(*package.split(".")) / name
+        for package, names in PROJECT["tool"]["setuptools"]["package-data"].items()
+        for name in names
+    }
+    assert set(other) == listed
+
+
 def test_the_models_folder_is_the_package_inference_rl_models() -> None:
     assert Path(grid_world.__file__).parent.name == "models"
     assert PROJECT["tool"]["setuptools"]["package-dir"]["inference_rl.models"] == "models"
