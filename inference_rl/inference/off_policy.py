@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -132,6 +132,8 @@ class Learner:
         }
         self._aside = _apart(parts, policy, prior) if settings.side_by_side else []
         self._pending: list[Future[None]] = []
+        self._logged: dict[str, dict[str, Tensor | float]] = {name: {} for name in parts}
+        """Of each part, what its latest update gave to log."""
         self.updates, self.steps, self.owed = 0, 0, 0.0
         self.seed = int(torch.randint(2**62, ()))
         self._strides = _strides(model, settings.device)
@@ -180,15 +182,14 @@ class Learner:
         self.tempering.advance(data.steps)
         if self._schedule is not None:
             self._schedule(self.steps)
-        numbers: dict[str, Tensor | float] = {}
         if self.steps >= self.settings.warmup_steps:
             self.owed += data.steps * self.settings.updates_per_step
             due = int(self.owed)
             self.owed -= due
             for _ in range(due):
-                numbers |= self._update()
+                self._update()
         self._show()
-        return {"temperature": self.tempering.temperature, **numbers}
+        return {"temperature": self.tempering.temperature, **_together(self._logged.values())}
 
     def _show(self) -> None:
         """Let the policy that acts, and the prior, be those that were learned."""
@@ -200,7 +201,7 @@ class Learner:
                 self.prior.load_state_dict(self.parts["prior"].module.state_dict())
 
     def _update(self) -> dict[str, Tensor | float]:
-        """One step of every part whose turn it is, on one batch."""
+        """One step of every part whose turn it is, on one batch; numbers to log of those."""
         self.updates += 1
         seed = derived(self.seed, f"update {self.updates}")
         batch = self._batch(seed)
@@ -213,7 +214,8 @@ class Learner:
                 if name not in found:
                     found[name] = self._graphs[name](*given)
                     self._descend(name, found[name])
-        numbers = self._numbers(found)
+        self._log(found)
+        numbers = _together(self._logged[name] for name in found)
         if "divergence" in numbers:
             self.tempering.update(torch.as_tensor(numbers["divergence"]), 0)
         left = found if self.settings.side_by_side else {}
@@ -263,14 +265,12 @@ class Learner:
             parameter.grad = gradient
         self.optimisers[name].step()
 
-    def _numbers(self, found: dict[str, Tensors]) -> dict[str, Tensor | float]:
-        """What to log of what the graphs gave."""
-        numbers: dict[str, Tensor | float] = {}
+    def _log(self, found: dict[str, Tensors]) -> None:
+        """Keep what the graphs gave to log."""
         for name, tensors in found.items():
             names = f"{name}_loss", f"{name}_gradient_norm", *self._names[name]
             rest = tensors[len(self._parameters[name]) :]
-            numbers |= dict(zip(names, rest, strict=True))
-        return numbers
+            self._logged[name] = dict(zip(names, rest, strict=True))
 
     def _batch(self, seed: int) -> Batch:
         drawn = self.replay.sample(self.settings.batch_size, 1, seed)
@@ -301,6 +301,10 @@ class Learner:
             "updates": self.updates,
             "steps": self.steps,
             "owed": self.owed,
+            "logged": {
+                name: {key: float(value) for key, value in logged.items()}
+                for name, logged in self._logged.items()
+            },
             "compiled": self.compiled,
         }
 
@@ -316,6 +320,7 @@ class Learner:
         self._show()
         self.replay.load_state_dict(state["replay"])
         self.updates, self.steps, self.owed = state["updates"], state["steps"], state["owed"]
+        self._logged = state["logged"]
         self._compile(state["compiled"])
 
 
@@ -336,6 +341,11 @@ def _gradients(part: Part, names: list[str]) -> Callable[..., tuple[Tensor, ...]
         return (*gradients, loss.detach(), norm, *(value.detach() for value in logged.values()))
 
     return run
+
+
+def _together(logged: Iterable[dict[str, Tensor | float]]) -> dict[str, Tensor | float]:
+    """The numbers of some parts; where two have one of the same name, that of the last."""
+    return {name: value for numbers in logged for name, value in numbers.items()}
 
 
 def _learned(module: nn.Module) -> list[nn.Parameter]:
