@@ -429,7 +429,7 @@ def run(
     q, value = (getattr(learner, name, None) for name in ("q", "value"))
     for module in (q, value):
         if module is not None:
-            module.requires_grad_(False)
+            module.requires_grad_(False).to("cpu")
     if progress is not None:
         progress("estimating the objective")
     rho = getattr(learner, "prior", rho)  # which may have been learned
