@@ -12,7 +12,7 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import Tensor
 
 from inference_rl import SAC, CategoricalPrior, EnvironmentModel, infer, load_target
-from inference_rl.inference import sac
+from inference_rl.inference import learned, sac
 from inference_rl.learning import memory
 from inference_rl.learning.collection import Collector
 from inference_rl.simulate import environments
@@ -172,6 +172,18 @@ def test_the_temperature_stays_within_its_bounds() -> None:
         assert 0.9 <= found.temperature <= 1.1
         if target == 0.001:
             assert found.temperature == pytest.approx(expected)
+
+
+def test_a_temperature_that_is_not_tuned_asks_for_no_divergence() -> None:
+    """To get a number from a GPU is to wait for it; a tensor on device meta has none to give."""
+    model, unknown = load_target("chain"), torch.empty((), device="meta")
+    for moves in ({}, {"final_temperature": 0.01}, {"temperature": "auto"}):
+        tempering = learned.Tempering(SAC(**SMALL | moves), model, model.action_prior)
+        if "temperature" in moves:
+            with pytest.raises(RuntimeError, match="meta"):
+                tempering.update(unknown, 1)
+        else:
+            tempering.update(unknown, 1)
 
 
 def test_a_target_that_no_policy_meets_is_said() -> None:

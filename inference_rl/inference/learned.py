@@ -237,7 +237,8 @@ class Tempering:
     def update(self, divergence: Tensor, steps: int) -> None:
         """After a round of `steps` environment steps, at a mean `divergence` from the prior."""
         self.advance(steps)
-        self._state = self._how.update(self._state, as_number(divergence))
+        if self.targets:  # else nobody asks for the number, for which a GPU would have to be done
+            self._state = self._how.update(self._state, as_number(divergence))
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self._steps, **dataclasses.asdict(self._state)}
