@@ -20,6 +20,8 @@ from inference_rl import (
 )
 from inference_rl.inference import off_policy, sac, soft_ddpg, soft_td3, sql
 from inference_rl.learning.collection import Collector
+from inference_rl.learning.tracing import Graph
+from inference_rl.randomness import torch_seeded
 from inference_rl.simulate import environments
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -108,3 +110,18 @@ def test_a_run_is_saved_and_resumed(routine: str, target: str, tmp_path: Path) -
     again = infer(model, settings, directory=halves)
     for a, b in zip(whole.policy.parameters(), again.policy.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_what_cannot_be_recorded_draws_the_same_again() -> None:
+    def by_value(state: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sign = 1 if state.sum() > 0 else -1
+        return (sign * torch.randn(4, device=state.device),)
+
+    recorded, found = Graph(by_value, [], compiled=False), []
+    with pytest.warns(UserWarning, match="cannot be recorded"):
+        recorded.prepared(torch.ones(4, device="cuda"))
+    for seed in (3, 3, 4):
+        with torch_seeded(seed):
+            found += recorded(torch.ones(4, device="cuda"))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pyro
@@ -177,3 +179,24 @@ def test_noise_that_cannot_be_drawn_on_the_cpu_is_found_out_at_once(
     with pytest.warns(UserWarning, match="cannot be recorded .*Expected all tensors to be on the "):
         recorded.prepared(STATE, WEIGHT)()
     assert not recorded.traced
+
+
+def test_what_runs_as_it_is_elsewhere_draws_by_a_seed_from_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a device whose tensors have no numbers, there being no other one everywhere."""
+    seeds: list[tuple[int, str]] = []
+
+    @contextlib.contextmanager
+    def noted(seed: int, device: torch.device) -> Iterator[None]:
+        seeds.append((seed, device.type))
+        yield
+
+    monkeypatch.setattr(tracing, "torch_seeded", noted)
+    recorded = Graph(lambda state: (state + torch.randn(4, 3),), [], compiled=False)
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        (found,) = recorded._as_it_is((STATE.to("meta"),))
+        assert found.device.type == "meta"
+    assert seeds[0] == seeds[1] != seeds[2]
+    assert {device for _, device in seeds} == {"meta"}

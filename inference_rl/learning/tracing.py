@@ -13,6 +13,7 @@ it is.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -63,9 +64,13 @@ class Graph:
         return lambda: rest(*given)
 
     def _as_it_is(self, inputs: Tensors) -> Tensors:
+        device = inputs[0].device
+        seeded: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if device.type != "cpu":  # whoever calls has seeded the CPU's generator alone
+            seeded = torch_seeded(int(torch.randint(2**62, ())), device)
         # Validation asks questions about values, which cannot be recorded, and takes its time. What
         # programs make, they make where the inputs are.
-        with pyro.validation_enabled(False), inputs[0].device:
+        with seeded, pyro.validation_enabled(False), device:
             found: Tensors = self._program(*inputs)
             return found
 
