@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -226,6 +229,25 @@ def test_a_replay_that_does_not_fit_into_memory_is_refused(
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="device: expected 'cpu', for torch sees no CUDA device"):
         infer(load_target("chain"), SAC(**SMALL, device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [
+        (None, r"a C\+\+ compiler, found none; install g\+\+"),
+        ("g++", r".* found no Python\.h in /.*; "),
+    ],
+)
+def test_updates_are_not_compiled_where_there_is_nothing_to_compile_with(
+    compiler: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: compiler)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    model = load_target("chain")
+    long = SMALL | {"total_steps": 10**6}
+    assert not sac._learner(SAC(**long), model, model.action_prior).compiled
+    with pytest.raises(ValueError, match=f"^compile: expected, for updates .* code, {said}"):
+        sac._learner(SAC(**SMALL, compile="on"), model, model.action_prior)
 
 
 def test_more_than_was_collected_cannot_be_drawn() -> None:

@@ -21,7 +21,7 @@ from inference_rl.environment import EnvironmentModel
 from inference_rl.inference import learned
 from inference_rl.learning.collection import Collector, Segment
 from inference_rl.learning.replay import PathReplay
-from inference_rl.learning.tracing import Graph, Tensors, can_compile
+from inference_rl.learning.tracing import Graph, Tensors, missing_to_compile
 from inference_rl.policies import Policy
 from inference_rl.priors import ActionPrior
 from inference_rl.randomness import derived, torch_seeded
@@ -145,14 +145,14 @@ class Learner:
         if settings.compile != "auto":
             return bool(settings.compile == "on")
         updates = settings.total_steps * settings.updates_per_step
-        return updates >= WORTH_COMPILING and can_compile()
+        return updates >= WORTH_COMPILING and not missing_to_compile()
 
     def _compile(self, compiled: bool) -> None:
-        if compiled and not can_compile():
+        if compiled and (missing := missing_to_compile()):
             raise ValueError(
-                "compile: expected a C++ compiler for updates in machine code, found none; install "
-                "g++ or clang++, or set compile to 'off', which a run that was begun with compiled "
-                "updates cannot change, because they round differently"
+                f"compile: expected, for updates in machine code, {missing}, or set compile to "
+                "'off', which a run that was begun with compiled updates cannot change, because "
+                "they round differently"
             )
         self.compiled = compiled
         self._names: dict[str, list[str]] = {name: [] for name in self.parts}

@@ -101,7 +101,7 @@ class SoftTD3:
     scale_observations: bool = False
     """To zero mean and unit variance, as seen so far; saved with the policy."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Updates to machine code; auto: where the run is long enough, and there is a C++ compiler."""
+    """Updates to machine code; auto: in long runs, where a C++ compiler and Python.h are there."""
     side_by_side: bool = False
     """Steps of Q and policy from the same parameters, at the same time, in place of in turn."""
     device: Literal["cpu", "cuda"] = "cpu"

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sysconfig
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -205,6 +207,11 @@ def _same(left: Tensors, right: Tensors) -> bool:
     return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
 
 
-def can_compile() -> bool:
-    """Whether there is a C++ compiler, which `compiled` needs on a CPU."""
-    return any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+def missing_to_compile() -> str:
+    """What `compiled` needs on a CPU and is not there, and what to do about it; empty if all is."""
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        return "a C++ compiler, found none; install g++ or clang++"
+    headers = Path(sysconfig.get_paths()["include"])
+    if not (headers / "Python.h").is_file():
+        return f"Python's headers, found no Python.h in {headers}; install python3-dev"
+    return ""
