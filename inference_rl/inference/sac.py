@@ -65,7 +65,7 @@ class SAC:
     target_divergence: float | None = None
     """KL(π ‖ ρ), nats per step, with temperature "auto"; in place of target_entropy."""
     initial_temperature: float = 1.0
-    """> 0, reward units, with temperature "auto"."""
+    """> 0, within the two that follow, reward units, with temperature "auto"."""
     least_temperature: float = 1e-8
     """> 0, reward units: a tuned temperature stays above."""
     greatest_temperature: float = 1e8
@@ -124,17 +124,8 @@ class SAC:
     def __post_init__(self) -> None:
         checks.check_temperature(self)
         checks.check_off_policy(self)
-        checks.check_positive(
-            self,
-            "learning_rate",
-            "value_learning_rate",
-            "temperature_learning_rate",
-            "initial_temperature",
-            "least_temperature",
-            "greatest_temperature",
-        )
-        bounds = self.least_temperature, self.greatest_temperature
-        checks.check_ranges(self, initial_temperature=bounds)
+        checks.check_positive(self, "learning_rate", "value_learning_rate")
+        checks.check_tuning(self)
 
     def run(
         self,

@@ -70,7 +70,7 @@ class SQL:
     target_divergence: float | None = None
     """KL(π ‖ ρ), nats per step, with temperature "auto"; in place of target_entropy."""
     initial_temperature: float = 1.0
-    """> 0, reward units, with temperature "auto"."""
+    """> 0, within the two that follow, reward units, with temperature "auto"."""
     least_temperature: float = 1e-8
     """> 0, reward units: a tuned temperature stays above."""
     greatest_temperature: float = 1e8
@@ -133,15 +133,8 @@ class SQL:
         for name in ("particles", "value_samples"):
             if (count := getattr(self, name)) < 4 or count % 2:
                 raise ValueError(f"{name}: expected an even number >= 4, got {count}")
-        checks.check_positive(
-            self,
-            "learning_rate",
-            "value_learning_rate",
-            "temperature_learning_rate",
-            "initial_temperature",
-            "least_temperature",
-            "greatest_temperature",
-        )
+        checks.check_positive(self, "learning_rate", "value_learning_rate")
+        checks.check_tuning(self)
 
     def run(
         self,
