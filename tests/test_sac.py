@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sysconfig
 from pathlib import Path
@@ -14,7 +15,17 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import Tensor
 
-from inference_rl import SAC, CategoricalPrior, EnvironmentModel, infer, load_target
+from inference_rl import (
+    SAC,
+    CategoricalPrior,
+    EnvironmentModel,
+    InferenceResult,
+    PolicyPrior,
+    UniformPrior,
+    infer,
+    load_target,
+)
+from inference_rl.cli import main
 from inference_rl.inference import learned, sac
 from inference_rl.learning import memory
 from inference_rl.learning.collection import Collector
@@ -323,3 +334,64 @@ def test_a_learned_prior_takes_the_place_of_no_other() -> None:
             SAC(**SMALL, learn_prior=True),
             prior=CategoricalPrior(probs=[0.5, 0.5]),
         )
+
+
+class Choosing(Counting):
+    """Two choices at once, one of which pays."""
+
+    action_space, discount, horizon = MultiDiscrete([2, 3]), 0.9, 5
+
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        return action[..., 1].to(state.dtype)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: load_target("chain"), lambda: load_target("Pendulum-v1"), Choosing]
+)
+def test_a_learned_prior_is_saved_and_is_one_for_others(make: Any, tmp_path: Path) -> None:
+    model, brief = make(), SMALL | {"updates_per_step": 0.2, "learning_rate": 3e-2}
+    brief["total_steps"] = 240
+    result = infer(model, SAC(**brief, learn_prior=True))
+    result.save(tmp_path / "once")
+    loaded = InferenceResult.load(tmp_path / "once", model=model)
+    loaded.save(tmp_path / "twice")
+    again = InferenceResult.load(tmp_path / "twice", model=model)
+    state = torch.as_tensor(result.sample(4)["posterior"]["state"].values[0, :, 0])
+    priors = [it.prior_source() for it in (result, loaded, again)]  # type: ignore[misc]
+    priors.append(PolicyPrior(tmp_path / "once", marginal=True))
+    action = priors[0](state).sample()
+    log_prob = priors[0](state).log_prob(action)
+    assert (log_prob - UniformPrior(model.action_space)(state).log_prob(action)).abs().max() > 0.01
+    for prior in priors[1:]:
+        assert torch.equal(prior(state).log_prob(action), log_prob)
+    weights = [it.sample(8, seed=1)["sample_stats"]["log_weight"] for it in (result, loaded)]
+    np.testing.assert_array_equal(*weights)
+    assert loaded.summary() | {"seconds": 0} == result.summary() | {"seconds": 0}
+    assert learned._restriction(model, priors[-1]) == (None, None), "it forbids nothing"
+    other = infer(model, SAC(**brief), prior=priors[-1])
+    assert other.parts is not None
+    assert np.isfinite(other.parts.divergence)
+    other.save(tmp_path / "other")
+    with pytest.raises(ValueError, match="other: expected a run whose prior was learned, got one"):
+        PolicyPrior(tmp_path / "other", marginal=True)
+    with pytest.raises(TypeError, match="PolicyPrior: expected with marginal=True the directory"):
+        PolicyPrior(result.policy, marginal=True)
+
+
+def test_the_command_learns_a_prior_and_takes_it_for_another_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brief = ["--total-steps", "300", "--warmup-steps", "256", "--evaluation-episodes", "0"]
+    brief += ["--hidden", "8", "--episodes", "2", "--json"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    main(["infer", "CartPole-v1", "sac", *brief, "--learn-prior", "--out", str(first)])
+    main(["evaluate", str(first), "--episodes", "2", "--json"])
+    arguments = json.dumps({"policy": str(first), "marginal": True})
+    words = ["--prior", "policy", "--prior-kwargs", arguments]
+    main(["infer", "CartPole-v1", "sql", *brief, *words, "--out", str(second)])
+    capsys.readouterr()
+    log_prior = InferenceResult.load(second).policy.log_prior
+    state = torch.zeros(1, 4)
+    expected = InferenceResult.load(first).prior_source()(state)  # type: ignore[misc]
+    torch.testing.assert_close(log_prior, expected.logits[0])
+    assert (log_prior - log_prior.mean()).abs().max() > 1e-4

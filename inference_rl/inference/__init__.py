@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from inference_rl.environment import EnvironmentModel
+    from inference_rl.learned_prior import LearnedPrior
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
     from inference_rl.simulate import Evaluation
@@ -358,7 +359,8 @@ class InferenceResult:
         }
 
     def save(self, directory: str | Path) -> None:
-        """Write the run into `directory`: policy and messages (safetensors) and numbers (JSON).
+        """Write the run into `directory`: policy and messages (safetensors) and numbers (JSON), and
+        the prior, where that was learned.
 
         A model that `load_target` did not find, or whose prior was made in Python, is saved too, if
         it is finite.
@@ -377,6 +379,9 @@ class InferenceResult:
             tensors["prior"] = {"log_prior": tables.pop("log_prior")}
             if self.model.origin is None:
                 tensors["model"] = tables
+        learned = self._learned_prior()
+        if learned is not None:
+            tensors["learned_prior"] = learned.state_dict()
         manifest = {
             "policy": self.policy.kind,
             "policy_description": self.policy.description(),
@@ -387,11 +392,20 @@ class InferenceResult:
             "remembers_action": self.model.remembers_action,
             "final_temperature": self.final_temperature,
             "prior_can_be_loaded": self._prior_can_be_loaded(),
+            "learned_prior": None if learned is None else learned.actions,
             "metrics": self.metrics,
         }
         # What is timed is not the same twice, and a run that was resumed is to be.
         runs.write_seconds(directory, manifest.pop("seconds"))
         runs.write(directory, manifest, tensors)
+
+    def _learned_prior(self) -> LearnedPrior | None:
+        """The prior that was learned beside the policy, if one was."""
+        if self.prior_source is None or not getattr(self.routine, "learn_prior", False):
+            return None
+        prior: Any = self.prior_source()
+        found: LearnedPrior = prior
+        return found
 
     def _prior_can_be_loaded(self) -> bool:
         """Whether it is the model's own, or one that has a name."""
@@ -413,6 +427,7 @@ class InferenceResult:
         """
         import torch
 
+        from inference_rl.learned_prior import load_learned_prior
         from inference_rl.policies import load_policy
 
         @functools.cache
@@ -464,6 +479,9 @@ class InferenceResult:
         )
         if saved.get("prior_can_be_loaded"):
             result.prior_source = lambda: _named_prior(result.model, saved["origin"] or {})
+        elif saved.get("learned_prior") is not None:
+            learned = load_learned_prior(directory)
+            result.prior_source = lambda: learned
         return result
 
 

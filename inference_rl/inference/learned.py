@@ -158,13 +158,14 @@ def _telling_states(model: EnvironmentModel, prior: ActionPrior) -> Tensor | Non
     import torch
     from gymnasium.spaces import Discrete
 
-    from inference_rl.priors import CategoricalPrior, MaskPrior
+    from inference_rl.learned_prior import LearnedPrior
+    from inference_rl.priors import CategoricalPrior, MaskPrior, PolicyPrior
 
     if isinstance(model.state_space, Discrete):
         return torch.arange(int(model.state_space.n))
-    if isinstance(prior, CategoricalPrior) or (
-        isinstance(prior, MaskPrior) and not callable(prior.allowed)
-    ):
+    marginal = isinstance(prior, PolicyPrior) and isinstance(prior.policy, LearnedPrior)
+    masked = isinstance(prior, MaskPrior) and not callable(prior.allowed)
+    if isinstance(prior, CategoricalPrior) or marginal or masked:
         return torch.zeros(model.state_space.shape or ())
     return None
 
@@ -174,12 +175,15 @@ def _forbids_nothing(prior: ActionPrior, model: EnvironmentModel) -> bool:
     every state."""
     from gymnasium.spaces import Discrete, MultiDiscrete
 
+    from inference_rl.learned_prior import LearnedPrior
     from inference_rl.networks import NetworkPolicy
     from inference_rl.priors import MixturePrior, PolicyPrior, UniformPrior
 
     if not isinstance(model.action_space, Discrete | MultiDiscrete):
         return True
     if isinstance(prior, UniformPrior):
+        return True
+    if isinstance(prior, PolicyPrior) and isinstance(prior.policy, LearnedPrior):
         return True
     if isinstance(prior, PolicyPrior) and isinstance(prior.policy, NetworkPolicy):
         made_of = prior.policy.architecture

@@ -185,7 +185,7 @@ def _learner(settings: SAC, model: EnvironmentModel, prior: ActionPrior) -> Lear
     policy, architecture = learned.networks(settings, model, prior, squashed=True)
     if settings.learn_prior:
         _check_uniform(model, prior)
-        prior = LearnedPrior(space)
+        prior = LearnedPrior(architecture.actions)
     there = moved(prior, settings.device)
     q = ActionValues(architecture, CRITICS)
     lagging = copy.deepcopy(q).requires_grad_(False)
