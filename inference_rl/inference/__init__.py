@@ -189,9 +189,16 @@ class InferenceResult:
         much again as the policy did.
     :ivar routine: the settings. :ivar seed: of the run.
     :ivar policy: π, called as `policy(state, t)`.
-    :ivar q, v: the messages, reward units: tensors (S, A) and (S,), with a leading T and T + 1 for
-        a finite horizon, or quadratic forms. Those of an endless episode's posterior say how a
-        state or an action compares with the start; see `LinearGaussianSolution`.
+    :ivar q, v: the messages, reward units; None where there is none. Of `Exact` tensors (S, A) and
+        (S,), with a leading T and T + 1 for a finite horizon, or quadratic forms. Those of an
+        endless episode's posterior say how a state or an action compares with the start; see
+        `LinearGaussianSolution`. Of learned routines modules, `v(state, t)` and `q(state, action,
+        t)`, with t under a horizon only; V is of shape batch + (1,). policy-gradient with its
+        baseline, pcl and step-based reps learn v, and no q. sac, sql, soft-ddpg and soft-td3 learn
+        q, `ActionValues`, of which the least member counts, and v is made of it: the bound of the
+        policy (sac, soft-ddpg and soft-td3, or what their backup makes of it), or the evidence
+        (sql); in a box an estimate from fixed noise, and none in a loaded run of the three others
+        whose prior nobody knows any more.
     :ivar objective: J(π) in KL form, reward units: E Σ γ^t [r - temperature · KL(π ‖ ρ)]. None,
         like its entropy form and its parts, for the posterior without a horizon, where the sum has
         no limit; `evidence.rate` says what a step adds to the evidence there.
@@ -478,10 +485,14 @@ class InferenceResult:
             metrics=saved["metrics"],
         )
         if saved.get("prior_can_be_loaded"):
-            result.prior_source = lambda: _named_prior(result.model, saved["origin"] or {})
+            result.prior_source = functools.cache(
+                lambda: _named_prior(result.model, saved["origin"] or {})
+            )
         elif saved.get("learned_prior") is not None:
             learned = load_learned_prior(directory)
             result.prior_source = lambda: learned
+        if hasattr(routine, "value"):
+            result.v = routine.value(result)
         return result
 
 

@@ -441,7 +441,7 @@ def run(
     episodes = sampled_parts(model, learner.policy, rho, derived(seed, "objective"))
     temperature = learner.tempering.temperature
     objective, standard_error = estimated_objective(episodes, temperature)
-    return InferenceResult(
+    result = InferenceResult(
         source=model,
         routine=settings,
         policy=learner.policy,
@@ -458,6 +458,9 @@ def run(
         metrics=metrics,
         prior_source=lambda: rho,
     )
+    if hasattr(settings, "value"):  # of those that learn q alone
+        result.v = settings.value(result)
+    return result
 
 
 def _say_where_episodes_are_cut(model: EnvironmentModel) -> None:

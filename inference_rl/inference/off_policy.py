@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from inference_rl.action_values import ActionValues
+from inference_rl.decision import Decision
+from inference_rl.decision_value import DecisionValue
 from inference_rl.environment import EnvironmentModel
-from inference_rl.inference import learned
+from inference_rl.inference import InferenceResult, learned
 from inference_rl.learning.collection import Collector, Segment
 from inference_rl.learning.replay import PathReplay
 from inference_rl.learning.tracing import Graph, Tensors, missing_to_compile
@@ -380,7 +382,7 @@ def _strides(model: EnvironmentModel, device: str) -> Tensor | None:
 
 
 def messages(tensors: dict[str, Tensor], policy: Policy, members: int) -> dict[str, Any]:
-    """q from what `learned.messages` gave; of the policy's own architecture."""
+    """q from what `learned.messages` gave; of the policy's own architecture. `value` makes v."""
     from inference_rl.networks import NetworkPolicy
 
     parameters = {key[2:]: value for key, value in tensors.items() if key.startswith("q.")}
@@ -389,3 +391,16 @@ def messages(tensors: dict[str, Tensor], policy: Policy, members: int) -> dict[s
     q = ActionValues(policy.architecture, members)
     q.load_state_dict(parameters)
     return {"q": q.requires_grad_(False), "v": None}
+
+
+def value(result: InferenceResult, how: Callable[[Decision], Tensor]) -> DecisionValue | None:
+    """v of a result, made of its q; None where nobody knows q, or the prior, any more.
+
+    :param how: see `DecisionValue`.
+    """
+    source = result.prior_source
+    if result.q is None or source is None:
+        return None
+    return DecisionValue(
+        result.policy, result.q, lambda state: source()(state), result.temperature, how
+    )

@@ -38,8 +38,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from inference_rl.inference import checks, learned
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
+    from inference_rl.decision import Decision
     from inference_rl.environment import EnvironmentModel
     from inference_rl.inference import InferenceResult, Progress
     from inference_rl.inference.off_policy import Learner
@@ -148,10 +149,20 @@ class SAC:
         return learned.messages(result)
 
     def read_messages(self, tensors: dict[str, Tensor], policy: Policy) -> dict[str, Any]:
-        """q from what `messages` gave, and v, which there is none of."""
+        """q from what `messages` gave."""
         from inference_rl.inference import off_policy
 
         return off_policy.messages(tensors, policy, CRITICS)
+
+    def value(self, result: InferenceResult) -> nn.Module | None:
+        """v: the bound of one decision of the policy under q (line 1)."""
+        from inference_rl.decision import bound
+        from inference_rl.inference import off_policy
+
+        def how(decision: Decision) -> Tensor:
+            return bound(decision, drawn=result.q.takes_action)[0]
+
+        return off_policy.value(result, how)
 
 
 def _check_uniform(model: EnvironmentModel, prior: ActionPrior) -> None:
@@ -169,7 +180,7 @@ def _learner(settings: SAC, model: EnvironmentModel, prior: ActionPrior) -> Lear
     import torch
 
     from inference_rl.action_values import ActionValues
-    from inference_rl.decision import Decision, bound, decide, every_action
+    from inference_rl.decision import bound, decide, every_action
     from inference_rl.inference.off_policy import (
         Batch,
         Lag,

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from inference_rl.inference import checks, learned
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from inference_rl.environment import EnvironmentModel
     from inference_rl.inference import InferenceResult, Progress
@@ -141,10 +141,17 @@ class SoftDDPG:
         return learned.messages(result)
 
     def read_messages(self, tensors: dict[str, Tensor], policy: Policy) -> dict[str, Any]:
-        """q from what `messages` gave, and v, which there is none of."""
+        """q from what `messages` gave."""
         from inference_rl.inference import off_policy
 
         return off_policy.messages(tensors, policy, CRITICS)
+
+    def value(self, result: InferenceResult) -> nn.Module | None:
+        """v: what `backup` makes of draws of the guide under q, which does not lag."""
+        from inference_rl.inference import off_policy
+        from inference_rl.inference.fixed_width import backed_up
+
+        return off_policy.value(result, lambda decision: backed_up(decision, self.backup))
 
 
 def _learner(settings: SoftDDPG, model: EnvironmentModel, prior: ActionPrior) -> Learner:

@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from inference_rl.inference import checks, learned
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from inference_rl.environment import EnvironmentModel
     from inference_rl.inference import InferenceResult, Progress
@@ -157,8 +157,22 @@ class SQL:
         return {}
 
     def read_messages(self, tensors: dict[str, Tensor], policy: Policy) -> dict[str, Any]:
-        """The policy's own q, and v, which there is none of."""
+        """The policy's own q."""
         return {"q": policy.q, "v": None}
+
+    def value(self, result: InferenceResult) -> nn.Module:
+        """v: the evidence of one decision under q (line 1), as the policy has it; in a box an
+        estimate (line 4)."""
+        from inference_rl.networks import LogPartition
+        from inference_rl.softmax_policy import SoftmaxPolicy
+        from inference_rl.stein_policy import SteinPolicy, SteinValue
+        from inference_rl.temperature import LEAST_TEMPERATURE
+
+        policy = result.policy
+        if isinstance(policy, SteinPolicy):
+            return SteinValue(policy)
+        assert isinstance(policy, SoftmaxPolicy)
+        return LogPartition(policy, max(float(policy.temperature), LEAST_TEMPERATURE))
 
 
 def _learner(settings: SQL, model: EnvironmentModel, prior: ActionPrior) -> Learner:
