@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sysconfig
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from inference_rl import (
     SAC,
+    SQL,
     CategoricalPrior,
     EnvironmentModel,
     InferenceResult,
@@ -26,7 +28,7 @@ from inference_rl import (
     load_target,
 )
 from inference_rl.cli import main
-from inference_rl.inference import learned, sac
+from inference_rl.inference import learned, sac, sql
 from inference_rl.learning import memory
 from inference_rl.learning.collection import Collector
 from inference_rl.simulate import environments
@@ -122,6 +124,9 @@ SMALL: dict[str, Any] = {
     "hidden": (8,),
     "evaluation_episodes": 0,
 }
+
+
+ANNEALED: dict[str, Any] = {"temperature": 0.2, "final_temperature": 0.02}
 
 
 class Counting(EnvironmentModel):
@@ -285,6 +290,60 @@ def test_steps_side_by_side_are_taken_from_the_same_parameters() -> None:
     assert after[True].updates == after[False].updates > 1
     differ = after[True].policy.parameters_of.table - after[False].policy.parameters_of.table
     assert differ.abs().max() > 0
+
+
+class Precise(Regulator):
+    """Its states have twice the precision of networks."""
+
+    def initial_state(self) -> Any:
+        return dist.Normal(torch.zeros(2, dtype=torch.float64), 0.5).to_event(1)
+
+    def transition(self, state: Tensor, action: Tensor) -> Any:
+        return super().transition(state, action.to(state.dtype))
+
+
+def test_actions_of_the_prior_have_the_precision_of_those_of_the_policy() -> None:
+    """An episode that begins with the one goes on with the other."""
+    model = Precise()
+    learner = sac._learner(SAC(**SMALL), model, model.action_prior)
+    collector = Collector(environments(model, 2), 0)
+    found = []
+    while learner.updates == 0:
+        data = learner.collect(collector)
+        learner.update(data)
+        found.append((data.state.dtype, data.action.dtype))
+    data = learner.collect(collector)
+    found.append((data.state.dtype, data.action.dtype))
+    assert len(found) > 5
+    assert set(found) == {(torch.float64, torch.float32)}
+
+
+@pytest.mark.parametrize(
+    ("routine", "make"),
+    [(SAC(**SMALL, learn_prior=True), sac._learner), (SQL(**SMALL | ANNEALED), sql._learner)],
+    ids=["sac", "sql"],
+)
+def test_who_acts_is_who_was_learned_after_every_round(routine: Any, make: Any) -> None:
+    """On a GPU the policy and the prior that act are copies, and so they are here."""
+    model = load_target("chain")
+    torch.manual_seed(0)
+    learner = make(routine, model, model.action_prior)
+    learner.policy = copy.deepcopy(learner.policy)
+    pairs = [(learner.policy, learner._learned)]
+    if "prior" in learner.parts:
+        learner.prior = copy.deepcopy(learner.prior)
+        pairs.append((learner.prior, learner.parts["prior"].module))
+    collector, moved = Collector(environments(model, 2), 0), 0
+    while learner.updates < 40:
+        before = [copy.deepcopy(acting.state_dict()) for acting, _ in pairs]
+        learner.update(learner.collect(collector))
+        for (acting, behind), was in zip(pairs, before, strict=True):
+            for name, value in behind.state_dict().items():
+                assert torch.equal(acting.state_dict()[name], value)
+                moved += not torch.equal(was[name], value)
+    assert moved >= 10  # in five rounds of updates policy and prior, or Q and its temperature
+    if isinstance(routine, SQL):
+        assert float(learner.policy.temperature) == pytest.approx(learner.tempering.temperature)
 
 
 def test_the_result_has_q_and_comes_back_from_disk(tmp_path: Any) -> None:
