@@ -241,7 +241,7 @@ class Tempering:
     def update(self, divergence: Tensor, steps: int) -> None:
         """After a round of `steps` environment steps, at a mean `divergence` from the prior."""
         self.advance(steps)
-        if self.targets:  # else nobody asks for the number, for which a GPU would have to be done
+        if self.targets:  # else nobody needs the number, for which a GPU is waited for
             self._state = self._how.update(self._state, as_number(divergence))
 
     def state_dict(self) -> dict[str, Any]:
