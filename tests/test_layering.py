@@ -33,7 +33,7 @@ LAYERS = [
         "temperature",
         "environment",
     },
-    {"trajectory", "decision"},
+    {"trajectory", "decision", "decision_value"},
     {
         "finite",
         "tabulation",

@@ -526,6 +526,16 @@ def test_width_and_temperature_move_over_the_run_and_are_saved(
     assert torch.equal(loaded_q(*given), result.q(*given))
 
 
+def test_what_the_latest_update_of_each_part_gave_is_logged() -> None:
+    """Every row here comes after an update of Q alone; before the first there was but one."""
+    torch.set_default_dtype(torch.float32)
+    result = infer(load_target("Pendulum-v1"), SoftTD3(**BRIEF, policy_every=2), seed=2)
+    assert [row["steps"] for row in result.metrics] == [20, 40, 60]
+    assert ["policy_loss" in row for row in result.metrics] == [False, True, True]
+    assert all("q_loss" in row for row in result.metrics)
+    assert result.metrics[1]["policy_loss"] != result.metrics[2]["policy_loss"]
+
+
 # What is refused
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from inference_rl.action_values import ActionValues
+from inference_rl.decision import Decision
+from inference_rl.decision_value import DecisionValue
 from inference_rl.environment import EnvironmentModel
-from inference_rl.inference import learned
+from inference_rl.inference import InferenceResult, learned
 from inference_rl.learning.collection import Collector, Segment
 from inference_rl.learning.replay import PathReplay
-from inference_rl.learning.tracing import Graph, Tensors, can_compile
+from inference_rl.learning.tracing import Graph, Tensors, missing_to_compile
 from inference_rl.policies import Policy
 from inference_rl.priors import ActionPrior
 from inference_rl.randomness import derived, torch_seeded
@@ -132,6 +134,8 @@ class Learner:
         }
         self._aside = _apart(parts, policy, prior) if settings.side_by_side else []
         self._pending: list[Future[None]] = []
+        self._logged: dict[str, dict[str, Tensor | float]] = {name: {} for name in parts}
+        """Of each part, what its latest update gave to log."""
         self.updates, self.steps, self.owed = 0, 0, 0.0
         self.seed = int(torch.randint(2**62, ()))
         self._strides = _strides(model, settings.device)
@@ -143,14 +147,14 @@ class Learner:
         if settings.compile != "auto":
             return bool(settings.compile == "on")
         updates = settings.total_steps * settings.updates_per_step
-        return updates >= WORTH_COMPILING and can_compile()
+        return updates >= WORTH_COMPILING and not missing_to_compile()
 
     def _compile(self, compiled: bool) -> None:
-        if compiled and not can_compile():
+        if compiled and (missing := missing_to_compile()):
             raise ValueError(
-                "compile: expected a C++ compiler for updates in machine code, found none; install "
-                "g++ or clang++, or set compile to 'off', which a run that was begun with compiled "
-                "updates cannot change, because they round differently"
+                f"compile: expected, for updates in machine code, {missing}, or set compile to "
+                "'off', which a run that was begun with compiled updates cannot change, because "
+                "they round differently"
             )
         self.compiled = compiled
         self._names: dict[str, list[str]] = {name: [] for name in self.parts}
@@ -180,15 +184,14 @@ class Learner:
         self.tempering.advance(data.steps)
         if self._schedule is not None:
             self._schedule(self.steps)
-        numbers: dict[str, Tensor | float] = {}
         if self.steps >= self.settings.warmup_steps:
             self.owed += data.steps * self.settings.updates_per_step
             due = int(self.owed)
             self.owed -= due
             for _ in range(due):
-                numbers |= self._update()
+                self._update()
         self._show()
-        return {"temperature": self.tempering.temperature, **numbers}
+        return {"temperature": self.tempering.temperature, **_together(self._logged.values())}
 
     def _show(self) -> None:
         """Let the policy that acts, and the prior, be those that were learned."""
@@ -200,7 +203,7 @@ class Learner:
                 self.prior.load_state_dict(self.parts["prior"].module.state_dict())
 
     def _update(self) -> dict[str, Tensor | float]:
-        """One step of every part whose turn it is, on one batch."""
+        """One step of every part whose turn it is, on one batch; numbers to log of those."""
         self.updates += 1
         seed = derived(self.seed, f"update {self.updates}")
         batch = self._batch(seed)
@@ -213,7 +216,8 @@ class Learner:
                 if name not in found:
                     found[name] = self._graphs[name](*given)
                     self._descend(name, found[name])
-        numbers = self._numbers(found)
+        self._log(found)
+        numbers = _together(self._logged[name] for name in found)
         if "divergence" in numbers:
             self.tempering.update(torch.as_tensor(numbers["divergence"]), 0)
         left = found if self.settings.side_by_side else {}
@@ -263,14 +267,12 @@ class Learner:
             parameter.grad = gradient
         self.optimisers[name].step()
 
-    def _numbers(self, found: dict[str, Tensors]) -> dict[str, Tensor | float]:
-        """What to log of what the graphs gave."""
-        numbers: dict[str, Tensor | float] = {}
+    def _log(self, found: dict[str, Tensors]) -> None:
+        """Keep what the graphs gave to log."""
         for name, tensors in found.items():
             names = f"{name}_loss", f"{name}_gradient_norm", *self._names[name]
             rest = tensors[len(self._parameters[name]) :]
-            numbers |= dict(zip(names, rest, strict=True))
-        return numbers
+            self._logged[name] = dict(zip(names, rest, strict=True))
 
     def _batch(self, seed: int) -> Batch:
         drawn = self.replay.sample(self.settings.batch_size, 1, seed)
@@ -301,6 +303,10 @@ class Learner:
             "updates": self.updates,
             "steps": self.steps,
             "owed": self.owed,
+            "logged": {
+                name: {key: float(value) for key, value in logged.items()}
+                for name, logged in self._logged.items()
+            },
             "compiled": self.compiled,
         }
 
@@ -316,6 +322,7 @@ class Learner:
         self._show()
         self.replay.load_state_dict(state["replay"])
         self.updates, self.steps, self.owed = state["updates"], state["steps"], state["owed"]
+        self._logged = state["logged"]
         self._compile(state["compiled"])
 
 
@@ -336,6 +343,11 @@ def _gradients(part: Part, names: list[str]) -> Callable[..., tuple[Tensor, ...]
         return (*gradients, loss.detach(), norm, *(value.detach() for value in logged.values()))
 
     return run
+
+
+def _together(logged: Iterable[dict[str, Tensor | float]]) -> dict[str, Tensor | float]:
+    """The numbers of some parts; where two have one of the same name, that of the last."""
+    return {name: value for numbers in logged for name, value in numbers.items()}
 
 
 def _learned(module: nn.Module) -> list[nn.Parameter]:
@@ -370,7 +382,7 @@ def _strides(model: EnvironmentModel, device: str) -> Tensor | None:
 
 
 def messages(tensors: dict[str, Tensor], policy: Policy, members: int) -> dict[str, Any]:
-    """q from what `learned.messages` gave; of the policy's own architecture."""
+    """q from what `learned.messages` gave; of the policy's own architecture. `value` makes v."""
     from inference_rl.networks import NetworkPolicy
 
     parameters = {key[2:]: value for key, value in tensors.items() if key.startswith("q.")}
@@ -379,3 +391,16 @@ def messages(tensors: dict[str, Tensor], policy: Policy, members: int) -> dict[s
     q = ActionValues(policy.architecture, members)
     q.load_state_dict(parameters)
     return {"q": q.requires_grad_(False), "v": None}
+
+
+def value(result: InferenceResult, how: Callable[[Decision], Tensor]) -> DecisionValue | None:
+    """v of a result, made of its q; None where nobody knows q, or the prior, any more.
+
+    :param how: see `DecisionValue`.
+    """
+    source = result.prior_source
+    if result.q is None or source is None:
+        return None
+    return DecisionValue(
+        result.policy, result.q, lambda state: source()(state), result.temperature, how
+    )
