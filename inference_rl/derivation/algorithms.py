@@ -15,7 +15,7 @@ from inference_rl import decision
 from inference_rl.derivation import assumptions, quadrature
 from inference_rl.derivation.control import allowed
 from inference_rl.derivation.evidence import some_rollouts
-from inference_rl.derivation.independent import Array, best_value, divergence, soft_policy
+from inference_rl.derivation.independent import Array, divergence, soft_policy
 from inference_rl.derivation.step import (
     Check,
     DoesNotApplyError,
@@ -206,8 +206,10 @@ def _mean_loss(subject: Subject) -> Array:
         discount=tables.discount,
         window=1,
     )
-    losses = torch.stack([residual_loss(c, torch.ones(())) for c in residual[0]])
-    total = np.bincount(rows, chances * losses.numpy(), minlength=tables.prior.size)
+    weight = torch.ones(residual.shape, requires_grad=True)
+    # The loss adds up; its derivative by the weights has it of every outcome.
+    (losses,) = torch.autograd.grad(residual_loss(residual, weight), weight)
+    total = np.bincount(rows, chances * losses[0].numpy(), minlength=tables.prior.size)
     return allowed(subject, total.reshape(tables.prior.shape))
 
 
@@ -290,7 +292,7 @@ def _epsilon(subject: Subject) -> float:
 
 def _reweighted(subject: Subject) -> EpisodicDual:
     returns, log_q = _returns(subject)
-    if np.ptp(returns) <= 1e-9 * np.abs(returns).max():
+    if len(returns) < 2 or np.ptp(returns) <= 1e-9 * np.abs(returns).max():
         raise DoesNotApplyError("all trajectories earn the same, so that none is to be preferred")
     return solve_episodic(returns, _epsilon(subject), log_q)
 
@@ -365,6 +367,8 @@ REPS_DUAL = Step(
 def _log_expected(subject: Subject) -> float:
     """log E_q e^{R/η} of some policy, from the library's dual, at η = α; nats."""
     returns, log_q = _returns(subject)
+    if len(returns) < 2:
+        raise DoesNotApplyError("there is but one trajectory")
     return episodic_dual(subject.temperature, returns, 1.0, log_q)[0] / subject.temperature - 1.0
 
 
@@ -396,7 +400,7 @@ def _same_returns(subject: Subject) -> str | None:
     returns, _ = _returns(subject)
     if np.ptp(returns) <= 1e-9 * max(np.abs(returns).max(), 1e-300):
         return "all trajectories earn the same"
-    return assumptions.one_action(subject)
+    return assumptions.no_choice(subject)
 
 
 EM = Step(
@@ -418,7 +422,7 @@ EM = Step(
     unit="nats",
     checks=(
         Check(
-            needs=(assumptions.finite,),
+            needs=(assumptions.listable,),
             left=Side(
                 "some policy: over every single trajectory, from the library's dual", _log_expected
             ),
@@ -444,8 +448,7 @@ EM = Step(
 def _slope(subject: Subject) -> float:
     """dJ/dα of exact inference, by autograd through the fixed point, nats."""
     temperature = torch.tensor(subject.temperature, requires_grad=True)
-    value = control_messages(subject.whole, temperature).v
-    objective: Any = subject.whole.initial @ value
+    objective: Any = subject.anywhere.initial @ control_messages(subject.whole, temperature).v
     if not objective.requires_grad:
         return 0.0
     (slope,) = torch.autograd.grad(objective, temperature)
@@ -455,9 +458,10 @@ def _slope(subject: Subject) -> float:
 def _paid_divergence(subject: Subject, temperature: float) -> float:
     """E Σ γ^t KL(π* ‖ ρ) along the best policy at a temperature, nats, by policy iteration."""
     tables = subject.tables
-    value = best_value(tables, temperature)
+    value = subject.best_value_at(temperature)
     policy = soft_policy(tables.action_value(value), tables.prior, temperature)
-    return float(tables.initial @ tables.along(policy, divergence(policy, tables.prior)))
+    start = subject.anywhere.initial.numpy()
+    return float(start @ tables.along(policy, divergence(policy, tables.prior)))
 
 
 SLOPE = Step(
@@ -505,8 +509,7 @@ TEMPERATURES = (0.5, 1.5, 2.5, 4.0)
 def _dual_at_best(subject: Subject) -> Array:
     """g(2α) with the divergence at 2α for a target, by policy iteration, reward units."""
     best = 2 * subject.temperature
-    tables = subject.tables
-    value = float(tables.initial @ best_value(tables, best))
+    value = float(subject.anywhere.initial.numpy() @ subject.best_value_at(best))
     target = _paid_divergence(subject, best)
     return np.full(len(TEMPERATURES), value + best * target)
 
@@ -517,8 +520,8 @@ def _dual_elsewhere(subject: Subject, *, with_target: bool = True) -> Array:
     found = []
     for factor in TEMPERATURES:
         temperature = factor * subject.temperature
-        value = control_messages(subject.whole, temperature).v
-        found.append(float(subject.whole.initial @ value) + temperature * target)
+        value = subject.control_at(temperature).v
+        found.append(float(subject.anywhere.initial @ value) + temperature * target)
     return np.array(found)
 
 

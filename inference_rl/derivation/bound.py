@@ -92,6 +92,13 @@ def _sampled_bound_from_above(subject: Subject) -> Estimate:
     return Estimate(mean, spread)
 
 
+def _guide_is_posterior(subject: Subject) -> str | None:
+    apart = max(abs(_divergence(subject)), abs(_reversed_divergence(subject)))
+    if apart <= 1e-9 * subject.size("nats"):
+        return "the guide is the posterior: there is nothing to choose, and no luck"
+    return None
+
+
 BOUND = Step(
     id="elbo",
     title="A bound on the evidence",
@@ -108,7 +115,7 @@ BOUND = Step(
     unit="nats",
     checks=(
         Check(
-            needs=(assumptions.finite,),
+            needs=(assumptions.listable,),
             left=Side(
                 "the bound of some policy by Pyro, which enumerates every site of the program",
                 bound_of_some_policy,
@@ -121,9 +128,11 @@ BOUND = Step(
                 "the average is over the posterior in place of the guide: a bound from above",
                 "left",
                 _bound_from_above,
+                blind=_guide_is_posterior,
             ),
         ),
         Check(
+            needs=(assumptions.drawn,),
             left=Side(
                 "the mean log-weight of trajectories that the program drew under some policy",
                 _sampled_bound,
@@ -175,7 +184,7 @@ GAP = Step(
     unit="nats",
     checks=(
         Check(
-            needs=(assumptions.finite,),
+            needs=(assumptions.listable,),
             left=Side(
                 "log p(O) by backward messages, less the bound of some policy by Pyro, which "
                 "enumerates every site of the program",
@@ -188,6 +197,7 @@ GAP = Step(
                 "the divergence is taken the other way round, KL(p ‖ q)",
                 "right",
                 _reversed_divergence,
+                blind=_guide_is_posterior,
             ),
         ),
     ),
@@ -440,7 +450,7 @@ STRUCTURED = Step(
     unit="nats",
     checks=(
         Check(
-            needs=(assumptions.finite,),
+            needs=(assumptions.listable,),
             left=Side(
                 "the program read as model and as guide, both traced by Pyro on one trajectory",
                 _log_ratio_of_programs,
@@ -450,11 +460,12 @@ STRUCTURED = Step(
                 "log π in place of log π/ρ: the prior is left out",
                 "right",
                 lambda subject: _log_ratio_by_hand(subject, with_prior=False),
-                blind=assumptions.one_action,
+                blind=assumptions.no_choice,
             ),
             over=(_listed_discounted_names,),
         ),
         Check(
+            needs=(assumptions.drawn,),
             left=Side(
                 "the program run as guide and replayed as model, by Pyro",
                 lambda subject: some_rollouts(subject).log_ratio,
@@ -530,7 +541,7 @@ MAXENT = Step(
     unit="reward",
     checks=(
         Check(
-            needs=(assumptions.finite,),
+            needs=(assumptions.listable,),
             left=Side(
                 "the temperature times the bound of some policy by Pyro, which enumerates the "
                 "program",
@@ -544,10 +555,11 @@ MAXENT = Step(
                 "the sign of the divergence is wrong: leaving habits is paid for",
                 "right",
                 lambda subject: _objective_of_paths(subject, -1.0),
-                blind=assumptions.one_action,
+                blind=assumptions.no_choice,
             ),
         ),
         Check(
+            needs=(assumptions.drawn,),
             left=Side(
                 "the temperature times the mean log-weight of trajectories that the program drew",
                 _sampled_discounted_bound,
@@ -573,11 +585,11 @@ def _entropy_form(subject: Subject) -> float:
     """E Σ γ^t (r + αH) of some policy, by a linear solve."""
     tables, policy = subject.tables, subject.policy
     rate = (policy * tables.gain).sum(-1) + subject.temperature * entropy(policy)
-    return float(tables.initial @ tables.along(policy, rate))
+    return float(subject.anywhere.initial.numpy() @ tables.along(policy, rate))
 
 
 def _shifted_objective(subject: Subject, *, with_log_actions: bool = True) -> float:
-    parts = objective_parts(subject.whole, torch.as_tensor(subject.policy))
+    parts = objective_parts(subject.anywhere, torch.as_tensor(subject.policy))
     objective = parts.expected_return - subject.temperature * parts.divergence
     shift = subject.temperature * np.log(subject.whole.num_actions) * parts.steps
     return float(objective + (shift if with_log_actions else 0.0))
@@ -603,7 +615,8 @@ ENTROPY_FORM = Step(
     checks=(
         Check(
             left=Side(
-                "the value of reward plus α times entropy, by a linear solve over all states",
+                "the value of reward plus α times entropy, on average over all states, by a linear "
+                "solve",
                 _entropy_form,
             ),
             right=Side(
@@ -658,7 +671,7 @@ BEST_BOUND = Step(
     unit="reward",
     checks=(
         Check(
-            needs=(assumptions.finite,),
+            needs=(assumptions.listable,),
             left=Side(
                 "the temperature times the bound of the library's policy by Pyro, which enumerates "
                 "the program of a few steps",

@@ -9,7 +9,6 @@ from inference_rl.backups import soft_policy as library_policy
 from inference_rl.derivation import assumptions, regulator
 from inference_rl.derivation.independent import (
     Array,
-    best_value,
     divergence,
     soft_policy,
 )
@@ -124,7 +123,7 @@ def _softmax_of_q(subject: Subject) -> Array:
 def _boltzmann_of_regular_q(subject: Subject) -> Array:
     """The policy with the Q of a temperature a thousand times lower: that of regular RL, nearly."""
     tables = subject.tables
-    q = tables.action_value(best_value(tables, subject.temperature / 1000))
+    q = tables.action_value(subject.best_value_at(subject.temperature / 1000))
     return live(subject, soft_policy(q, tables.prior, subject.temperature))
 
 
@@ -189,7 +188,7 @@ POLICY = Step(
 def _later_selves_agree(subject: Subject) -> str | None:
     """Whether being soft costs the same after every action, so that the two Qs prefer alike."""
     tables = subject.tables
-    cold = tables.action_value(best_value(tables, subject.temperature / 1000))
+    cold = tables.action_value(subject.best_value_at(subject.temperature / 1000))
     apart = allowed(subject, (cold - independent_q(subject)) / subject.temperature)
     apart = apart[tables.live]
     if (np.nanmax(apart, axis=-1) - np.nanmin(apart, axis=-1)).max() <= 1e-6:

@@ -24,13 +24,16 @@ from inference_rl.derivation.independent import (
     soft_value,
 )
 from inference_rl.derivation.step import Check, DoesNotApplyError, Estimate, Side, Step, Twin
-from inference_rl.derivation.subject import Subject, action_name, state_name
+from inference_rl.derivation.subject import Subject, action_name, choices, state_name
 from inference_rl.distributions import Optimality, as_probs
 from inference_rl.finite import FiniteModel
 from inference_rl.finite_messages import first_step, posterior_messages
 from inference_rl.policies import TabularPolicy
 from inference_rl.simulate import starting_states
 from inference_rl.trajectory import trajectory
+
+DECISIONS = 8
+"""States in which one decision is looked at."""
 
 LISTED = 400
 """Trajectories or transitions that are compared one by one."""
@@ -53,16 +56,16 @@ def decisions(subject: Subject) -> tuple[Tensor, Array, Array, Array]:
     space = subject.model.action_space
     assert isinstance(space, Discrete)
     if subject.finite is not None:
-        part = subject.discounted_excerpt
-        states = (~part.is_terminal).nonzero().squeeze(-1)
-        prior = part.log_prior.exp()[states].numpy()
-        known = part.expected_reward()[states].numpy()
+        model = subject.finite
+        live = (~model.is_terminal).nonzero().squeeze(-1)
+        several = live[choices(model)[live]]
+        states = _spread(several if len(several) else live, DECISIONS)
+        prior = model.log_prior.exp()[states].numpy()
     else:
-        states = starting_states(subject.model)
+        states = starting_states(subject.model, DECISIONS)
         prior = as_probs(subject.prior(states), int(space.n)).double().numpy()
-        known = np.zeros_like(prior)
     generator = subject.generator("decisions")
-    q = known + 2 * subject.temperature * generator.normal(size=prior.shape)
+    q = 2 * subject.temperature * generator.normal(size=prior.shape)
     policy = soft_policy(generator.normal(size=prior.shape), prior, 1.0)
     return states, prior, policy, q
 
@@ -86,9 +89,8 @@ def decided(
 def decision_names(subject: Subject) -> Sequence[str]:
     """What to call the states of `decisions`."""
     if subject.finite is None:
-        return [f"start {i + 1}" for i in range(len(decisions(subject)[0]))]
-    part = subject.discounted_excerpt
-    return [str(part.state_labels[s]) for s in decisions(subject)[0]]  # type: ignore[index]
+        return [f"start {i + 1}" for i in range(DECISIONS)]
+    return [state_name(subject.finite, int(state)) for state in decisions(subject)[0]]
 
 
 def _bound_and_gap(subject: Subject, sign: float) -> Array:
@@ -271,6 +273,7 @@ REWARD = Step(
             over=(_transition_names,),
         ),
         Check(
+            needs=(assumptions.drawn,),
             left=Side(
                 "log-probabilities of the sites optimality_t of trajectories that the program drew",
                 lambda subject: some_rollouts(subject).log_weight[:, : LISTED // 4],
@@ -384,7 +387,7 @@ JOINT = Step(
     unit="nats",
     checks=(
         Check(
-            needs=(assumptions.finite,),
+            needs=(assumptions.listable,),
             left=Side(
                 "the trajectory program, conditioned on a trajectory and traced by Pyro",
                 lambda subject: traced(
@@ -400,11 +403,12 @@ JOINT = Step(
                 "the action prior is left out",
                 "right",
                 lambda subject: _joint(subject, with_prior=False),
-                blind=assumptions.one_action,
+                blind=assumptions.no_choice,
             ),
             over=(listed_names,),
         ),
         Check(
+            needs=(assumptions.drawn,),
             left=Side(
                 "trajectories that the program drew under some policy, replayed as the model",
                 lambda subject: some_rollouts(subject).log_joint[:LISTED],
@@ -445,7 +449,8 @@ def start_names(subject: Subject) -> Sequence[str]:
 
 
 def action_names(subject: Subject) -> Sequence[str]:
-    return [subject.label("action", a) for a in range(subject.excerpt.num_actions)]
+    assert subject.finite is not None
+    return [action_name(subject.finite, a) for a in range(subject.finite.num_actions)]
 
 
 def _summed_from(subject: Subject, *, with_prior: bool = True) -> Array:
@@ -479,7 +484,7 @@ MESSAGES = Step(
     unit="nats",
     checks=(
         Check(
-            needs=(assumptions.finite,),
+            needs=(assumptions.listable,),
             left=Side(
                 "the library's posterior messages over a few steps",
                 lambda subject: posterior_messages(subject.excerpt, subject.temperature).v[0][
@@ -494,7 +499,7 @@ MESSAGES = Step(
                 "actions are added up in place of averaged by the prior",
                 "right",
                 lambda subject: _summed_from(subject, with_prior=False),
-                blind=assumptions.one_action,
+                blind=assumptions.no_choice,
             ),
             over=(start_names,),
         ),
@@ -524,6 +529,13 @@ def _likelihood_ratio(subject: Subject) -> Tensor:
     return (messages.q[0][starts] - messages.v[0][starts].unsqueeze(-1)).exp()
 
 
+def _no_choice_at_first(subject: Subject) -> str | None:
+    model = subject.excerpt
+    if bool(choices(model)[model.initial > 0].any()):
+        return None
+    return "there is but one action to choose where trajectories start"
+
+
 POSTERIOR_POLICY = Step(
     id="posterior-policy",
     title="What was done, given that all went well",
@@ -537,7 +549,7 @@ POSTERIOR_POLICY = Step(
     unit="",
     checks=(
         Check(
-            needs=(assumptions.finite,),
+            needs=(assumptions.listable,),
             left=Side(
                 "the policy of the library's posterior messages",
                 lambda subject: posterior_messages(subject.excerpt, subject.temperature).policy[0][
@@ -552,7 +564,7 @@ POSTERIOR_POLICY = Step(
                 "the prior in front is forgotten: the likelihood ratio alone",
                 "left",
                 _likelihood_ratio,
-                blind=assumptions.one_action,
+                blind=_no_choice_at_first,
             ),
             over=(start_names, action_names),
         ),
@@ -583,7 +595,7 @@ EVIDENCE = Step(
     unit="nats",
     checks=(
         Check(
-            needs=(assumptions.finite,),
+            needs=(assumptions.listable,),
             left=Side("the library's posterior messages over a few steps", log_evidence),
             right=Side(
                 "a sum over every single trajectory, from the tables of the model",
@@ -707,7 +719,7 @@ WEIGHTS = Step(
     unit="",
     checks=(
         Check(
-            needs=(assumptions.finite,),
+            needs=(assumptions.listable,),
             left=Side(
                 f"the mean weight of {DRAWS:,} trajectories that the program drew, over the "
                 "evidence; its standard error is from all trajectories",
@@ -724,6 +736,7 @@ WEIGHTS = Step(
             ),
         ),
         Check(
+            needs=(assumptions.drawn,),
             left=Side(
                 "the mean weight of trajectories that one policy drew, relative to a reference",
                 lambda subject: trusted_evidence(subject, "guide"),

@@ -174,7 +174,7 @@ POLICY_GRADIENT = Step(
     unit="reward",
     checks=(
         Check(
-            needs=(assumptions.finite,),
+            needs=(assumptions.listable,),
             left=Side(
                 "the library's score-function loss with its rewards to go, on every single "
                 "trajectory of a few steps, weighted by its chance",
@@ -188,11 +188,12 @@ POLICY_GRADIENT = Step(
                 "the return of rewards alone: the divergence still to be paid is forgotten",
                 "left",
                 lambda subject: _score_gradient(subject, with_entropy=False),
-                blind=assumptions.one_action,
+                blind=assumptions.no_choice,
             ),
             over=(_excerpt_names, "action"),
         ),
         Check(
+            needs=(assumptions.drawn,),
             left=Side(
                 "scores of drawn trajectories with the library's rewards to go",
                 lambda subject: _sampled_scores(subject, "score", to_go=True),
@@ -529,7 +530,7 @@ SQL_UPDATE = Step(
                 "the reward is left out of the target",
                 "left",
                 lambda subject: _residual_gradient(subject, paid=False),
-                blind=assumptions.nothing_paid,
+                blind=assumptions.nothing_earned,
             ),
         ),
     ),

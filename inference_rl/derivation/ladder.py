@@ -31,6 +31,7 @@ class Derivation:
     """Every step on a model.
 
     :ivar target: what the model is called. :ivar temperature: reward units.
+    :ivar notes: what of the model the steps look at, in sentences.
     :ivar findings: in the order of the ladder. :ivar curves: over temperature, if asked for and the
         model has any.
     """
@@ -43,6 +44,7 @@ class Derivation:
     action_space: str
     prior: str
     seed: int
+    notes: tuple[str, ...]
     findings: tuple[Finding, ...]
     seconds: float
     curves: Curves | None = None
@@ -118,6 +120,7 @@ def derive(
         action_space=str(model.action_space),
         prior="the model's own" if prior is None else type(prior).__name__,
         seed=seed,
+        notes=subject.notes(),
         findings=tuple(findings),
         seconds=time.perf_counter() - started,
         curves=drawn,

@@ -66,7 +66,7 @@ def print_derivation(
     """Print a derivation, or what of it failed."""
     console = console or Console()
     width = min(WIDTH, console.width)
-    for line in heading(derivation):
+    for line in heading(derivation, width):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for finding in derivation.findings:
         if finding.verdict == "fail" or not only_failed:
@@ -77,17 +77,19 @@ def print_derivation(
         console.print("No step failed.", highlight=False)
 
 
-def heading(derivation: Derivation) -> list[str]:
+def heading(derivation: Derivation, width: int) -> list[str]:
     """What was derived, and how many steps came to what."""
     counts = derivation.counts
     horizon = "" if derivation.horizon is None else f", horizon {derivation.horizon}"
-    return [
+    head = [
         f"Derivation of {derivation.target} at temperature {derivation.temperature:g} (reward "
         f"units), discount {derivation.discount:g}{horizon}, seed {derivation.seed}",
         f"{counts['pass']} of {counts['steps']} steps pass, {counts['fail']} fail, "
         f"{counts['does_not_apply']} do not apply; {counts['twins_caught']} of {counts['twins']} "
         f"broken twins were caught; {derivation.seconds:.1f} s",
+        *derivation.notes,
     ]
+    return [part for line in head for part in textwrap.wrap(line, width)]
 
 
 def lines(finding: Finding, width: int) -> list[Text]:
