@@ -13,10 +13,11 @@ from torch import Tensor
 
 from inference_rl import decision
 from inference_rl.derivation import assumptions, quadrature
-from inference_rl.derivation.control import allowed
+from inference_rl.derivation.control import allowed, log_ratio
 from inference_rl.derivation.evidence import some_rollouts
 from inference_rl.derivation.independent import Array, divergence, soft_policy
 from inference_rl.derivation.step import (
+    Assumption,
     Check,
     DoesNotApplyError,
     Estimate,
@@ -46,11 +47,9 @@ WALKS = 40
 
 
 def _log_ratio(subject: Subject, *, with_prior: bool = True) -> Array:
-    """log π*/ρ of exact inference, (S, A), from its messages; zero for what is forbidden."""
-    control, tables = subject.control, subject.tables
-    advantage = (control.q - control.v.unsqueeze(-1)).numpy() / subject.temperature
-    habit = np.log(np.where(tables.prior > 0, tables.prior, 1.0))
-    return np.where(tables.prior > 0, advantage + (0.0 if with_prior else habit), 0.0)
+    """log π*/ρ of exact inference, (S, A), or log π*; zero for what is forbidden."""
+    ratio, prior = log_ratio(subject), subject.tables.prior
+    return ratio if with_prior else ratio + np.log(np.where(prior > 0, prior, 1.0))
 
 
 def _walks(subject: Subject) -> tuple[Array, Array, Array]:
@@ -323,6 +322,24 @@ def _least_dual(subject: Subject, *, normalised: bool = True) -> float:
     )
 
 
+def _reps_check(need: Assumption) -> Check:
+    return Check(
+        needs=(need,),
+        left=Side(
+            "the mean return under the library's weights of trajectories, with ε half of what is "
+            "possible",
+            _primal,
+        ),
+        right=Side("the least value of the dual, by a search along a line", _least_dual),
+        twin=Twin(
+            "a sum for the mean in the dual: log N too much",
+            "right",
+            lambda subject: _least_dual(subject, normalised=False),
+        ),
+        tolerance=1e-8,
+    )
+
+
 REPS_DUAL = Step(
     id="reps-dual",
     title="REPS: reweighting within a divergence, and its dual",
@@ -342,22 +359,8 @@ REPS_DUAL = Step(
     relation="=",
     unit="reward",
     checks=(
-        Check(
-            left=Side(
-                "the mean return under the library's weights of trajectories, with ε half of what "
-                "is possible",
-                _primal,
-            ),
-            right=Side(
-                "the least value of the dual, by a search along a line in NumPy", _least_dual
-            ),
-            twin=Twin(
-                "a sum for the mean in the dual: log N too much",
-                "right",
-                lambda subject: _least_dual(subject, normalised=False),
-            ),
-            tolerance=1e-8,
-        ),
+        _reps_check(assumptions.listable),
+        _reps_check(assumptions.drawn),
     ),
     reference="Peters et al. (2010), AAAI; Deisenroth et al. (2013), §2.4.3",
     about=solve_episodic,
@@ -464,6 +467,14 @@ def _paid_divergence(subject: Subject, temperature: float) -> float:
     return float(start @ tables.along(policy, divergence(policy, tables.prior)))
 
 
+def _pays_nothing(subject: Subject) -> str | None:
+    if (reason := assumptions.nothing_at_stake(subject)) is not None:
+        return reason
+    if _paid_divergence(subject, subject.temperature) <= 1e-9 * max(1.0, subject.size("nats")):
+        return "at so high a temperature the policy is all but the prior"
+    return None
+
+
 SLOPE = Step(
     id="temperature-dual",
     title="The temperature is a dual variable",
@@ -493,9 +504,9 @@ SLOPE = Step(
                 "the sign is wrong: randomness is taken for a gain, as in the entropy form",
                 "right",
                 lambda subject: _paid_divergence(subject, subject.temperature),
-                blind=assumptions.nothing_at_stake,
+                blind=_pays_nothing,
             ),
-            tolerance=1e-8,
+            tolerance=1e-9,
         ),
     ),
     reference="Haarnoja et al. (2018), arXiv:1812.05905, §5 (eqs. 11 to 18)",

@@ -334,6 +334,15 @@ def _certain_regulator(subject: Subject) -> str | None:
     return None if random else "nothing is random but the actions, and the price is 0 nats"
 
 
+def _no_worth_of_luck(subject: Subject) -> str | None:
+    if (reason := _no_luck(subject)) is not None:
+        return reason
+    worth = _gap_in_parts(subject) - _gap_in_parts(subject, with_dynamics=False)
+    if worth <= 1e-9 * max(1.0, subject.size("nats")):
+        return "at so high a temperature luck is worth next to nothing"
+    return None
+
+
 OPTIMISM = Step(
     id="price-of-optimism",
     title="The price of optimism, in nats",
@@ -367,7 +376,7 @@ OPTIMISM = Step(
                 "the divergence of the dynamics is left out, as if nothing were random",
                 "left",
                 lambda subject: _gap_in_parts(subject, with_dynamics=False),
-                blind=_no_luck,
+                blind=_no_worth_of_luck,
             ),
         ),
         Check(

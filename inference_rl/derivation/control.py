@@ -9,7 +9,6 @@ from inference_rl.backups import soft_policy as library_policy
 from inference_rl.derivation import assumptions, regulator
 from inference_rl.derivation.independent import (
     Array,
-    divergence,
     soft_policy,
 )
 from inference_rl.derivation.step import Assumption, Check, Side, Step, Twin
@@ -193,6 +192,8 @@ def _later_selves_agree(subject: Subject) -> str | None:
     apart = apart[tables.live]
     if (np.nanmax(apart, axis=-1) - np.nanmin(apart, axis=-1)).max() <= 1e-6:
         return "being soft later on costs the same after every action"
+    if np.nanmax(np.abs(_boltzmann_of_regular_q(subject) - _softmax_of_q(subject))) <= 1e-8:
+        return "at so low a temperature both policies are all but deterministic"
     return None
 
 
@@ -204,10 +205,21 @@ def _regret(subject: Subject) -> Array:
     return live(subject, subject.control.v.numpy() - value)
 
 
+def log_ratio(subject: Subject) -> Array:
+    """log π*/ρ of exact inference, (S, A), from its messages, which never underflow; zero for what
+    is forbidden."""
+    control = subject.control
+    advantage = (control.q - control.v.unsqueeze(-1)).numpy() / subject.temperature
+    return np.where(subject.tables.prior > 0, advantage, 0.0)
+
+
 def _expected_divergence(subject: Subject, *, reverse: bool = False) -> Array:
-    best, policy = subject.control.policy.numpy(), subject.policy
-    apart = divergence(best, policy) if reverse else divergence(policy, best)
-    return live(subject, subject.temperature * subject.tables.along(policy, apart))
+    tables, policy = subject.tables, subject.policy
+    possible = np.where(tables.prior > 0, policy, 1.0) / np.where(tables.prior > 0, tables.prior, 1)
+    apart = np.log(possible) - log_ratio(subject)
+    weight = -subject.control.policy.numpy() if reverse else policy
+    along = tables.along(policy, (weight * apart).sum(-1))
+    return live(subject, subject.temperature * along)
 
 
 def _linear_regret(subject: Subject) -> float:

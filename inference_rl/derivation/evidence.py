@@ -38,9 +38,6 @@ DECISIONS = 8
 LISTED = 400
 """Trajectories or transitions that are compared one by one."""
 
-GENTLE = 0.4
-"""Strength of a policy whose draws are weighted."""
-
 ENOUGH = 0.1
 """Share of the draws that have to count for their weights to be averaged."""
 
@@ -221,9 +218,9 @@ def _paid(subject: Subject, sign: float = 1.0) -> Tensor:
     return sign * subject.finite.rewards[_transitions(subject)[3]] / subject.temperature
 
 
-def some_rollouts(subject: Subject, name: str = "guide") -> sampled.Rollouts:
-    """Trajectories that the program drew under a policy not far from the prior."""
-    return sampled.draw(subject, sampled.SomePolicy(subject, name, GENTLE), name)
+def some_rollouts(subject: Subject) -> sampled.Rollouts:
+    """Trajectories that most of these steps look at."""
+    return subject.rollouts("guide")
 
 
 def _stepped(subject: Subject, sign: float = 1.0) -> Tensor:
@@ -582,6 +579,15 @@ def log_evidence(subject: Subject) -> float:
     return float(start.logsumexp(0))
 
 
+def _one_trajectory(subject: Subject) -> str | None:
+    log_p = log_joint(subject)
+    if len(log_p) == 1:
+        return "there is but one trajectory"
+    if logsumexp(log_p) - log_p.max() <= 1e-9 * subject.size("nats"):
+        return "at so low a temperature one trajectory has all the weight"
+    return None
+
+
 EVIDENCE = Step(
     id="evidence",
     title="The evidence",
@@ -605,9 +611,7 @@ EVIDENCE = Step(
                 "the likeliest trajectory alone: a maximum in place of the sum",
                 "right",
                 lambda subject: float(log_joint(subject).max()),
-                blind=lambda subject: (
-                    None if len(log_joint(subject)) > 1 else "there is but one trajectory"
-                ),
+                blind=_one_trajectory,
             ),
         ),
         Check(
@@ -669,7 +673,7 @@ def _weights(subject: Subject, *, with_prior: bool = True) -> Estimate:
 
 def _sampled_evidence(subject: Subject, name: str, *, with_guide: bool = True) -> Estimate:
     """p(O | s_0) by weights of a policy's draws, relative to that by another's."""
-    rollouts = some_rollouts(subject, name)
+    rollouts = subject.rollouts(name)
     log_weight = rollouts.log_ratio
     if not with_guide:
         log_weight = log_weight + rollouts.log_guide.sum(0)
@@ -684,7 +688,7 @@ def reference_weight(subject: Subject) -> float:
 def some_weight_dominates(subject: Subject) -> str | None:
     """Why sampled evidence cannot be trusted, or None."""
     for name in ("guide", "other guide"):
-        share = some_rollouts(subject, name).log_ratio.softmax(0)
+        share = subject.rollouts(name).log_ratio.softmax(0)
         effective = float(1 / share.square().sum())
         if effective < ENOUGH * len(share):
             return (

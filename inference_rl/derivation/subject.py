@@ -73,6 +73,7 @@ class Subject:
         self.simulated = isinstance(model, GymnasiumModel)
         self._solved: dict[float, Messages] = {}
         self._iterated: dict[float, Array] = {}
+        self._drawn: dict[str, sampled.Rollouts] = {}
         self.finite: FiniteModel | None = None
         discrete = isinstance(model.state_space, Discrete) and isinstance(
             model.action_space, Discrete
@@ -223,7 +224,7 @@ class Subject:
                 f"{sampled.steps(self)} steps, all from one start.",
             )
         said = []
-        if self.has_excerpt and not bool(self.finite.is_terminal.all()):
+        if self.has_excerpt:
             part = self.discounted_excerpt
             starts = int((part.initial > 0).sum())
             said.append(
@@ -239,6 +240,15 @@ class Subject:
         if self.finite.horizon is not None and self.whole_steps < self.finite.horizon:
             said.append(f"Of {self.finite.horizon} steps the last {self.whole_steps} are solved.")
         return tuple(said)
+
+    # ---- what can only be drawn ------------------------------------------------------------------
+
+    def rollouts(self, name: str) -> sampled.Rollouts:
+        """Trajectories that the program draws under a policy not far from the prior."""
+        if name not in self._drawn:
+            policy = sampled.SomePolicy(self, name, sampled.GENTLE)
+            self._drawn[name] = sampled.draw(self, policy, name)
+        return self._drawn[name]
 
     # ---- both ------------------------------------------------------------------------------------
 
@@ -288,7 +298,8 @@ def excerpt(model: FiniteModel) -> FiniteModel | None:
 
     A whole episode from its own start, if there is something to choose in it and it is small;
     otherwise at most `STEPS` steps from `STARTS` states, equally likely: those with a choice, and
-    where what a step pays varies most. None where one step from one state has too many outcomes.
+    where what a step pays varies most. None where one step from one state has too many outcomes,
+    or every state ends the episode.
     """
 
     def small(part: FiniteModel) -> bool:
@@ -301,6 +312,8 @@ def excerpt(model: FiniteModel) -> FiniteModel | None:
         if small(whole) and choices(whole).any():
             return whole
     live = (~model.is_terminal).nonzero().squeeze(-1)
+    if len(live) == 0:
+        return None
     order = live[_variety(model)[live].argsort(descending=True, stable=True)]
     order = torch.cat([order[choices(model)[order]], order[~choices(model)[order]]])
     for steps in range(min(STEPS, model.horizon or STEPS), 0, -1):
