@@ -88,7 +88,7 @@ SOFT_BELLMAN = Step(
                 "the greatest Q in place of the log-mean-exp, as in regular RL",
                 "right",
                 _greatest,
-                blind=assumptions.one_action,
+                blind=assumptions.nothing_at_stake,
             ),
             tolerance=1e-9,
             over=("state",),

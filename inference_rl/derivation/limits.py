@@ -17,7 +17,7 @@ from inference_rl.distributions import log_or_impossible
 from inference_rl.finite import FiniteModel
 from inference_rl.finite_messages import control_messages
 
-PAIRS = ("two values at random", "the same, ten times as far apart", "a value and itself plus one")
+PAIRS = ("two values at random", "the same, ten times as far apart", "a value and one far above")
 
 
 # --- Contraction ----------------------------------------------------------------------------------
@@ -28,7 +28,20 @@ def _pairs(subject: Subject) -> list[tuple[Array, Array]]:
     acts = subject.tables.live
     one = subject.other_value
     apart = np.where(acts, subject.generator("apart").normal(size=acts.shape), 0.0)
-    return [(one, one + apart), (one, one + 10 * apart), (one, one + acts)]
+    far = 1000 * max(subject.size("reward"), float(np.abs(one).max()))
+    return [(one, one + apart), (one, one + 10 * apart), (one, one + far * acts)]
+
+
+def _ends_soon(subject: Subject) -> str | None:
+    tables = subject.tables
+    goes_on = (tables.moves @ tables.live).reshape(tables.prior.shape)
+    likeliest = np.where(tables.prior > 0, goes_on, 0.0)[tables.live].max()
+    if likeliest > tables.discount + 1e-9:
+        return None
+    return (
+        f"no action goes on with a probability above {likeliest:.3g}, so that even without a "
+        "discount values come closer by as much"
+    )
 
 
 def _apart_after(subject: Subject, discount: float) -> Array:
@@ -75,11 +88,7 @@ CONTRACTION = Step(
                 "the discount is forgotten in the backup",
                 "left",
                 lambda subject: _apart_after(subject, 1.0),
-                blind=lambda subject: (
-                    None
-                    if (subject.tables.moves @ subject.tables.live).any()
-                    else "every action ends the episode, so that nothing is left to discount"
-                ),
+                blind=_ends_soon,
             ),
             over=(PAIRS,),
         ),
