@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -114,6 +117,19 @@ SOFT_BELLMAN = Step(
 )
 
 
+def _linear_actions(subject: Subject) -> Array:
+    """As `regulator.best_actions`, by the library."""
+    assert subject.linear is not None
+    policy = regulator.solved(subject.linear, subject.temperature, "control").policy
+    chosen: Any = policy(torch.as_tensor(regulator.some_states(subject)[:, :-1]), 0)
+    return np.concatenate([chosen.mean.detach().numpy(), chosen.variance.detach().numpy()[:1]])
+
+
+def _coordinates(subject: Subject) -> Sequence[str]:
+    assert subject.linear is not None
+    return [f"action coordinate {i + 1}" for i in range(subject.linear.B.shape[1])]
+
+
 def _softmax_of_q(subject: Subject) -> Array:
     tables = subject.tables
     return live(subject, soft_policy(independent_q(subject), tables.prior, subject.temperature))
@@ -177,6 +193,24 @@ POLICY = Step(
                 _ratio_alone,
                 blind=assumptions.one_action,
             ),
+        ),
+        Check(
+            needs=(assumptions.linear,),
+            left=Side(
+                "means and variances of the policy of exact inference at some states",
+                _linear_actions,
+            ),
+            right=Side(
+                "those of the Gaussian ∝ ρ e^{Q/α}, from the Riccati recursion in NumPy",
+                regulator.best_actions,
+            ),
+            twin=Twin(
+                "the covariance is α H⁻¹, without the half",
+                "right",
+                lambda subject: regulator.best_actions(subject, spread=2.0),
+            ),
+            tolerance=1e-9,
+            over=((*regulator.STATES, "the variance"), _coordinates),
         ),
     ),
     reference="Levine (2018), arXiv:1805.00909, §3.3; Haarnoja et al. (2017), theorem 1",

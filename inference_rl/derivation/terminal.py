@@ -95,11 +95,12 @@ def heading(derivation: Derivation, width: int) -> list[str]:
 def lines(finding: Finding, width: int) -> list[Text]:
     """A step as lines of at most `width` columns."""
     step, found = finding.step, finding.comparison
-    title = f"{finding.number:>2}. {step.title}"
-    gap = max(1, width - len(title) - len(finding.verdict))
-    first = Text(f"{title}{' ' * gap}", style="bold")
+    room = width - len(finding.verdict) - 1
+    title, *rest = textwrap.wrap(f"{finding.number:>2}. {step.title}", room, drop_whitespace=False)
+    first = Text(title.ljust(room + 1), style="bold")
     first.append(finding.verdict, style=STYLES[finding.verdict])
-    shown = [first, *_wrapped(step.explanation, width)]
+    shown = [first, *(Text(line, style="bold") for line in rest)]
+    shown += _wrapped(step.explanation, width)
     for formula in step.formulas:
         shown += _wrapped(plain(formula), width, INDENT + 2, style="cyan")
     if finding.why:
