@@ -12,9 +12,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from inference_rl.derivation import assumptions, regulator, sampled
-from inference_rl.derivation.independent import (
-    Array,
-)
+from inference_rl.derivation.independent import Array
 from inference_rl.derivation.joint import log_joint
 from inference_rl.derivation.step import Check, DoesNotApplyError, Estimate, Side, Step, Twin
 from inference_rl.derivation.subject import Subject, action_name, choices

@@ -9,21 +9,10 @@ from scipy.special import logsumexp
 
 from inference_rl.derivation import assumptions
 from inference_rl.derivation.independent import Array
-from inference_rl.derivation.step import (
-    Assumption,
-    Check,
-    DoesNotApplyError,
-    Side,
-    Step,
-    Twin,
-)
+from inference_rl.derivation.step import Assumption, Check, DoesNotApplyError, Side, Step, Twin
 from inference_rl.derivation.subject import Subject
 from inference_rl.distributions import log_or_impossible
-from inference_rl.duals import (
-    EpisodicDual,
-    episodic_dual,
-    solve_episodic,
-)
+from inference_rl.duals import EpisodicDual, episodic_dual, solve_episodic
 from inference_rl.finite_messages import first_step, posterior_messages
 
 
@@ -201,7 +190,7 @@ EM = Step(
             ),
         ),
     ),
-    reference="Dayan and Hinton (1997), doi:10.1162/neco.1997.9.2.271; Levine (2018), §4.3",
+    reference="Dayan and Hinton (1997), doi:10.1162/neco.1997.9.2.271",
     about=episodic_dual,
 )
 
