@@ -96,6 +96,7 @@ def page_of(step: Step, **changes: Any) -> str:
         action_space="Discrete(2)",
         prior="uniform",
         seed=0,
+        notes=("It is looked at from afar.",),
         findings=(evaluate(step, subject, 1),),
         seconds=0.1,
         curves=None,

@@ -24,11 +24,7 @@ from inference_rl.derivation.joint import log_joint
 from inference_rl.derivation.step import Check, DoesNotApplyError, Estimate, Side, Step, Twin
 from inference_rl.derivation.subject import Subject
 from inference_rl.finite import FiniteModel
-from inference_rl.finite_messages import (
-    control_messages,
-    posterior_messages,
-    posterior_transition,
-)
+from inference_rl.finite_messages import control_messages, posterior_messages, posterior_transition
 from inference_rl.inference.exact_finite import evidence_gap
 from inference_rl.policies import TabularPolicy
 from inference_rl.trajectory import trajectory
@@ -291,7 +287,7 @@ POSTERIOR_DYNAMICS = Step(
             over=(_outcome_names,),
         ),
     ),
-    reference="Levine (2018), arXiv:1805.00909, §2.4 and §3.1",
+    reference="Levine (2018), arXiv:1805.00909, §2.4 and §3",
     about=posterior_transition,
 )
 

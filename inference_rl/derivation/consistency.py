@@ -10,12 +10,7 @@ import torch
 from inference_rl.derivation import assumptions
 from inference_rl.derivation.control import allowed, log_ratio
 from inference_rl.derivation.independent import Array
-from inference_rl.derivation.step import (
-    Check,
-    Side,
-    Step,
-    Twin,
-)
+from inference_rl.derivation.step import Check, Side, Step, Twin
 from inference_rl.derivation.subject import Subject
 from inference_rl.inference.pcl import path_residual, residual_loss
 
@@ -148,7 +143,7 @@ CONSISTENCY = Step(
             over=("state", "action"),
         ),
     ),
-    reference="Nachum et al. (2017), arXiv:1702.08892, §4 (theorem 1 and corollary 2)",
+    reference="Nachum et al. (2017), arXiv:1702.08892, §4",
     about=path_residual,
 )
 
@@ -243,7 +238,7 @@ PATH_NOISE = Step(
             over=("state", "action"),
         ),
     ),
-    reference="Antos et al. (2008), doi:10.1007/s10994-007-5038-2, §3; Nachum et al. (2017), §4",
+    reference="Antos et al. (2008), doi:10.1007/s10994-007-5038-2; Nachum et al. (2017), §4",
     about=residual_loss,
 )
 

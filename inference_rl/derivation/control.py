@@ -10,10 +10,7 @@ import torch
 
 from inference_rl.backups import soft_policy as library_policy
 from inference_rl.derivation import assumptions, regulator
-from inference_rl.derivation.independent import (
-    Array,
-    soft_policy,
-)
+from inference_rl.derivation.independent import Array, soft_policy
 from inference_rl.derivation.step import Assumption, Check, Side, Step, Twin
 from inference_rl.derivation.subject import Subject
 from inference_rl.finite_messages import control_messages
@@ -112,7 +109,9 @@ SOFT_BELLMAN = Step(
             over=(regulator.STATES,),
         ),
     ),
-    reference="Levine (2018), arXiv:1805.00909, §3.3; Haarnoja et al. (2017), arXiv:1702.08165, §3",
+    reference=(
+        "Levine (2018), arXiv:1805.00909, §3.1; Haarnoja et al. (2017), arXiv:1702.08165, theorem 2"
+    ),
     about=control_messages,
 )
 
@@ -213,7 +212,9 @@ POLICY = Step(
             over=((*regulator.STATES, "the variance"), _coordinates),
         ),
     ),
-    reference="Levine (2018), arXiv:1805.00909, §3.3; Haarnoja et al. (2017), theorem 1",
+    reference=(
+        "Levine (2018), arXiv:1805.00909, §3.1; Haarnoja et al. (2017), arXiv:1702.08165, theorem 1"
+    ),
     about=library_policy,
 )
 
@@ -326,7 +327,7 @@ REGRET = Step(
             tolerance=1e-9,
         ),
     ),
-    reference="Levine (2018), arXiv:1805.00909, §3.2; Ziebart (2010), PhD thesis, ch. 5",
+    reference="Levine (2018), arXiv:1805.00909, §3.2; Ziebart (2010), PhD thesis, Carnegie Mellon",
     about=control_messages,
 )
 STEPS = (SOFT_BELLMAN, POLICY)

@@ -12,12 +12,7 @@ from torch import Tensor
 from inference_rl import decision
 from inference_rl.decision import decide
 from inference_rl.derivation import assumptions, quadrature
-from inference_rl.derivation.independent import (
-    Array,
-    divergence,
-    soft_policy,
-    soft_value,
-)
+from inference_rl.derivation.independent import Array, divergence, soft_policy, soft_value
 from inference_rl.derivation.step import Check, Side, Step, Twin
 from inference_rl.derivation.subject import Subject, choices, state_name
 from inference_rl.distributions import as_probs

@@ -12,9 +12,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from inference_rl.derivation import assumptions, regulator, sampled
-from inference_rl.derivation.independent import (
-    Array,
-)
+from inference_rl.derivation.independent import Array
 from inference_rl.derivation.joint import log_joint
 from inference_rl.derivation.step import Check, DoesNotApplyError, Estimate, Side, Step, Twin
 from inference_rl.derivation.subject import Subject, action_name, choices
@@ -27,6 +25,9 @@ ENOUGH = 0.1
 
 DRAWS = 4000
 """Trajectories of which weights are averaged."""
+
+PRECISION = 0.05
+"""Standard error of their mean, at most, relative to it."""
 
 
 def starts_of(subject: Subject) -> Array:
@@ -235,36 +236,42 @@ EVIDENCE = Step(
 # --- Weights --------------------------------------------------------------------------------------
 
 
-def _proposal(subject: Subject) -> Array:
-    """A guide (T, S, A) for weights: half the posterior's policy, half the prior."""
-    messages = posterior_messages(subject.excerpt, subject.temperature)
-    return (messages.policy.numpy() + subject.excerpt.log_prior.exp().numpy()) / 2
+def _mild_temperature(subject: Subject) -> tuple[float, Array, float]:
+    """The temperature, or the first of its doublings, at which the mean weight is known well; the
+    guide (T, S, A), half the posterior's policy and half the prior; and that standard error, which
+    is from all trajectories, for those that were drawn may have missed the heaviest."""
+    paths, prior = subject.paths, subject.excerpt.log_prior.exp().numpy()
+    temperature, error = subject.temperature / 2, np.inf
+    while error > PRECISION:
+        temperature *= 2
+        guide = (posterior_messages(subject.excerpt, temperature).policy.numpy() + prior) / 2
+        log_p = paths.log_chance(prior) + paths.rewards.sum(0) / temperature
+        log_p = log_p - logsumexp(log_p)
+        squared = np.exp(2 * log_p - paths.log_chance(guide)).sum()
+        error = np.sqrt(max(0.0, float(squared) - 1) / DRAWS)
+    return temperature, guide, error
 
 
 def _weights(subject: Subject, *, with_prior: bool = True) -> Estimate:
     """Mean of p(τ, O) / q(τ) over draws of the guide, relative to p(O)."""
     model, steps = subject.excerpt, int(subject.excerpt.horizon or 0)
-    guide = TabularPolicy(torch.as_tensor(_proposal(subject)))
+    temperature, table, error = _mild_temperature(subject)
+    guide = TabularPolicy(torch.as_tensor(table))
     with pyro.plate("trajectories", DRAWS):
         q = poutine.trace(trajectory).get_trace(model, guide, steps)
         replayed = poutine.replay(trajectory, q)
         p = poutine.trace(replayed).get_trace(
-            model, model.action_prior, steps, temperature=subject.temperature
+            model, model.action_prior, steps, temperature=temperature
         )
-    for trace in (q, p):
-        trace.compute_log_prob()
     log_weight = torch.zeros(DRAWS, dtype=torch.float64)
     for sign, trace in ((1.0, p), (-1.0, q)):
+        trace.compute_log_prob()
         for name, node in trace.nodes.items():
             if "log_prob" in node and (with_prior or trace is q or not name.startswith("action")):
                 log_weight = log_weight + sign * node["log_prob"]
-    log_p = log_joint(subject)
-    whole = float(logsumexp(log_p))
-    # Of all trajectories, not of those that were drawn, which may have missed the heaviest.
-    log_q = subject.paths.log_chance(_proposal(subject))
-    variance = max(0.0, float(np.exp(2 * (log_p - whole) - log_q).sum()) - 1)
-    weight = (log_weight - whole).exp()
-    return Estimate(float(weight.mean()), np.sqrt(variance / DRAWS))
+    prior = model.log_prior.exp().numpy()
+    log_p = subject.paths.log_chance(prior) + subject.paths.rewards.sum(0) / temperature
+    return Estimate(float((log_weight - float(logsumexp(log_p))).exp().mean()), error)
 
 
 def _sampled_evidence(subject: Subject, name: str, *, with_guide: bool = True) -> Estimate:
@@ -322,7 +329,8 @@ WEIGHTS = Step(
             needs=(assumptions.listable,),
             left=Side(
                 f"the mean weight of {DRAWS:,} trajectories that the program drew, over the "
-                "evidence; its standard error is from all trajectories",
+                "evidence, at the temperature or the first of its doublings at which that is known "
+                f"to {PRECISION:.0%}",
                 _weights,
             ),
             right=Side("one", lambda subject: 1.0),

@@ -11,13 +11,7 @@ from torch import Tensor
 
 from inference_rl import decision
 from inference_rl.derivation import assumptions, quadrature
-from inference_rl.derivation.step import (
-    Check,
-    Estimate,
-    Side,
-    Step,
-    Twin,
-)
+from inference_rl.derivation.step import Check, Estimate, Side, Step, Twin
 from inference_rl.derivation.subject import Subject
 from inference_rl.inference.fixed_width import boltzmann, considered
 from inference_rl.squashed_normal import SquashedNormal

@@ -14,9 +14,7 @@ from inference_rl.derivation.independent import Array, Tables, best_value, diver
 from inference_rl.derivation.joint import listed, traced
 from inference_rl.derivation.step import Check, Estimate, Side, Step, Twin
 from inference_rl.derivation.subject import Subject, unrolled
-from inference_rl.finite_messages import (
-    control_messages,
-)
+from inference_rl.finite_messages import control_messages
 from inference_rl.inference.exact_finite import objective_parts
 from inference_rl.policies import TabularPolicy
 from inference_rl.trajectory import trajectory
@@ -201,7 +199,7 @@ MAXENT = Step(
             ),
         ),
     ),
-    reference="Levine (2018), arXiv:1805.00909, §3.2; Ziebart (2010), PhD thesis, ch. 5",
+    reference="Levine (2018), arXiv:1805.00909, §3.2; Ziebart (2010), PhD thesis, Carnegie Mellon",
     about=objective_parts,
 )
 
@@ -314,7 +312,7 @@ BEST_BOUND = Step(
             ),
         ),
     ),
-    reference="Levine (2018), arXiv:1805.00909, §3.2 and §3.3",
+    reference="Levine (2018), arXiv:1805.00909, §3.1 and §3.2",
     about=control_messages,
 )
 

@@ -13,10 +13,7 @@ from torch import Tensor
 
 from inference_rl.derivation import assumptions, sampled
 from inference_rl.derivation.decisions import spread_out
-from inference_rl.derivation.independent import (
-    Array,
-    Paths,
-)
+from inference_rl.derivation.independent import Array, Paths
 from inference_rl.derivation.step import Check, Side, Step, Twin
 from inference_rl.derivation.subject import Subject, action_name, state_name
 from inference_rl.distributions import Optimality
@@ -130,9 +127,7 @@ REWARD = Step(
                 "a cost is taken for a reward: the sign is wrong",
                 "right",
                 lambda subject: _stepped(subject, -1.0),
-                blind=lambda subject: (
-                    None if bool(_stepped(subject).any()) else "nothing is paid in so few steps"
-                ),
+                blind=nothing_paid_on_the_way,
             ),
             tolerance=1e-6,
             over=(_sampled_steps, _sampled_paths),

@@ -93,7 +93,7 @@ CONTRACTION = Step(
             over=(PAIRS,),
         ),
     ),
-    reference="Haarnoja et al. (2017), arXiv:1702.08165, appendix A.2",
+    reference="Haarnoja et al. (2017), arXiv:1702.08165, theorem 3",
     about=control_q,
 )
 
@@ -187,7 +187,7 @@ COLD_LIMIT = Step(
             over=(("lower bound", "upper bound"), _cold_names, "state"),
         ),
     ),
-    reference="Levine (2018), arXiv:1805.00909, §3.3; Haarnoja et al. (2017), §3.1",
+    reference="Levine (2018), arXiv:1805.00909, §3.1; Haarnoja et al. (2017), arXiv:1702.08165",
     about=soft_value,
 )
 
@@ -265,7 +265,7 @@ HOT_LIMIT = Step(
             over=(("lower bound", "upper bound"), _hot_names, "state"),
         ),
     ),
-    reference="Hoeffding (1963), JASA 58, 13-30 (the lemma); Levine (2018), §3.3",
+    reference="Hoeffding (1963), JASA 58, 13-30 (the lemma); Levine (2018), arXiv:1805.00909, §3.1",
     about=soft_value,
 )
 
@@ -378,7 +378,7 @@ SURVIVAL = Step(
             over=("state",),
         ),
     ),
-    reference="Levine (2018), arXiv:1805.00909, §4.2; Toussaint and Storkey (2006), ICML",
+    reference="Toussaint and Storkey (2006), ICML; Levine (2018), arXiv:1805.00909",
     about=FiniteModel.with_survival,
 )
 

@@ -50,7 +50,7 @@ def names(subject: Subject) -> Sequence[str]:
     return [f"start {i + 1}" for i in range(STARTS)]
 
 
-def some_guide(subject: Subject) -> TruncatedNormal:
+def some_guide(subject: Subject) -> Any:
     """Some policy in these states."""
     generator = subject.generator("guide of a box")
     size = int(np.prod(subject.model.action_space.shape or ()))
@@ -106,14 +106,17 @@ def weighted_evidence(subject: Subject, draws: int, *, with_density: bool = True
 
 def small_evidence(subject: Subject, draws: int, repeats: int) -> Estimate:
     """The mean of `decision.evidence` of so few draws in every state, over many repeats, (N,)."""
-    guide = some_guide(subject).expand((draws, repeats, STARTS))
-    action = guide.sample()
-    prior: Any = subject.prior(states_of(subject))
-    found = decision.Decision(
-        action=action,
-        log_guide=guide.log_prob(action).reshape(draws, -1),
-        log_prior=prior.log_prob(action).reshape(draws, -1),
-        log_weight=(SomeMessage(subject)(action) / subject.temperature).reshape(draws, -1),
+    message, states = SomeMessage(subject), states_of(subject)
+    states = states.repeat(repeats, *[1] * (states.dim() - 1))
+    base = some_guide(subject).base_dist
+    parts = (part.repeat(repeats, 1).expand(draws, -1, -1) for part in (base.loc, base.scale))
+    guide = TruncatedNormal(*parts).to_event(1)
+    found = decide(
+        states.expand(draws, *states.shape),
+        lambda *_: guide,
+        subject.prior,
+        lambda action: message(action.unflatten(1, (repeats, STARTS))).flatten(1),
         temperature=torch.tensor(subject.temperature),
+        action_space=subject.model.action_space,
     )
     return Estimate.of(decision.evidence(found, found.log_guide).reshape(repeats, STARTS))

@@ -9,21 +9,10 @@ from scipy.special import logsumexp
 
 from inference_rl.derivation import assumptions
 from inference_rl.derivation.independent import Array
-from inference_rl.derivation.step import (
-    Assumption,
-    Check,
-    DoesNotApplyError,
-    Side,
-    Step,
-    Twin,
-)
+from inference_rl.derivation.step import Assumption, Check, DoesNotApplyError, Side, Step, Twin
 from inference_rl.derivation.subject import Subject
 from inference_rl.distributions import log_or_impossible
-from inference_rl.duals import (
-    EpisodicDual,
-    episodic_dual,
-    solve_episodic,
-)
+from inference_rl.duals import EpisodicDual, episodic_dual, solve_episodic
 from inference_rl.finite_messages import first_step, posterior_messages
 
 
@@ -69,7 +58,7 @@ def _least_dual(subject: Subject, *, normalised: bool = True) -> float:
 
     # The minimum is where KL = ε, which lies between these temperatures for a bounded return.
     scale = np.log(np.ptp(returns))
-    grid = scale + np.linspace(-9, 9, 400)
+    grid = scale + np.linspace(-9, 9, 50)
     start = int(np.argmin([dual(x) for x in grid]))
     low, high = grid[max(start - 1, 0)], grid[min(start + 1, len(grid) - 1)]
     return float(
@@ -130,8 +119,8 @@ def _log_expected(subject: Subject) -> float:
     return episodic_dual(subject.temperature, returns, 1.0, log_q)[0] / subject.temperature - 1.0
 
 
-def _maximised(subject: Subject, *, towards: bool = True) -> float:
-    """The same of the policy that fits the weighted trajectories best, by messages; nats."""
+def _fitted(subject: Subject) -> Array:
+    """The policy (S, A) that is likeliest to have drawn the weighted trajectories."""
     paths, model = subject.paths, subject.excerpt
     returns, log_q = _returns(subject)
     log_weight = log_q + returns / subject.temperature
@@ -143,10 +132,16 @@ def _maximised(subject: Subject, *, towards: bool = True) -> float:
         np.broadcast_to(weight, cell.shape)[paths.alive],
         minlength=shape[0] * shape[1],
     ).reshape(shape)
-    total, policy = counts.sum(-1, keepdims=True), subject.some_policy(model)
-    fitted = np.where(total > 0, counts / np.where(total > 0, total, 1.0), policy)
+    total = counts.sum(-1, keepdims=True)
+    visited = counts / np.where(total > 0, total, 1.0)
+    return np.where(total > 0, visited, subject.some_policy(model))
+
+
+def _maximised(subject: Subject, *, towards: bool = True) -> float:
+    """The same of the fitted policy, by messages; nats."""
+    model, fitted = subject.excerpt, _fitted(subject)
     if not towards:
-        fitted = policy**2 / np.maximum(fitted, 1e-100)
+        fitted = subject.some_policy(model) ** 2 / np.maximum(fitted, 1e-100)
         fitted /= fitted.sum(-1, keepdims=True)
     refitted = model.replace(log_prior=log_or_impossible(torch.as_tensor(fitted)))
     messages = posterior_messages(refitted, subject.temperature)
@@ -154,11 +149,11 @@ def _maximised(subject: Subject, *, towards: bool = True) -> float:
     return float(start[model.initial > 0].logsumexp(0))
 
 
-def _same_returns(subject: Subject) -> str | None:
-    returns, _ = _returns(subject)
-    if np.ptp(returns) <= 1e-9 * max(np.abs(returns).max(), 1e-300):
-        return "all trajectories earn the same"
-    return assumptions.no_choice(subject)
+def _nothing_to_fit(subject: Subject) -> str | None:
+    if (reason := assumptions.no_choice(subject)) is not None:
+        return reason
+    moved = np.abs(_fitted(subject) - subject.some_policy(subject.excerpt)).max()
+    return "no action is followed by more than another" if moved <= 1e-6 else None
 
 
 EM = Step(
@@ -191,11 +186,11 @@ EM = Step(
                 "the fit moves away from the weighted trajectories in place of towards them",
                 "right",
                 lambda subject: _maximised(subject, towards=False),
-                blind=_same_returns,
+                blind=_nothing_to_fit,
             ),
         ),
     ),
-    reference="Dayan and Hinton (1997), doi:10.1162/neco.1997.9.2.271; Levine (2018), §4.3",
+    reference="Dayan and Hinton (1997), doi:10.1162/neco.1997.9.2.271",
     about=episodic_dual,
 )
 

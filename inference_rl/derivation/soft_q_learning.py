@@ -112,7 +112,7 @@ SQL_UPDATE = Step(
 DRAWS = (1, 2, 64)
 """Actions that a log-mean-exp is taken of."""
 
-REPEATS = 1000
+REPEATS = 300
 
 FEW_STATES = 4
 

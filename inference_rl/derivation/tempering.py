@@ -10,12 +10,7 @@ import torch
 
 from inference_rl.derivation import assumptions
 from inference_rl.derivation.independent import Array, divergence, soft_policy
-from inference_rl.derivation.step import (
-    Check,
-    Side,
-    Step,
-    Twin,
-)
+from inference_rl.derivation.step import Check, Side, Step, Twin
 from inference_rl.derivation.subject import Subject
 from inference_rl.finite_messages import control_messages
 from inference_rl.temperature import Tuned
@@ -82,7 +77,7 @@ SLOPE = Step(
             tolerance=1e-9,
         ),
     ),
-    reference="Haarnoja et al. (2018), arXiv:1812.05905, §5 (eqs. 11 to 18)",
+    reference="Haarnoja et al. (2018), arXiv:1812.05905, §5",
     about=control_messages,
 )
 

@@ -133,7 +133,7 @@ def _relation(step: Step, worst: Row) -> str:
     if step.relation == "=":
         return f"=     they differ by {abs(worst.difference):.2g}{unit} {allowed}"
     if worst.difference <= 0:
-        return f"≤     with {-worst.difference:.3g}{unit} to spare {allowed}"
+        return f"≤     with {abs(worst.difference):.3g}{unit} to spare {allowed}"
     return f"≤     missed by {worst.difference:.3g}{unit} {allowed}"
 
 

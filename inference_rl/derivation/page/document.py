@@ -116,6 +116,7 @@ def _header(derivation: Derivation) -> Element:
             ),
             class_="facts",
         ),
+        *(element("p", note) for note in derivation.notes),
     )
 
 
