@@ -122,7 +122,7 @@ def derive(
     if step is not None and not 1 <= step <= len(STEPS):
         raise ValueError(f"step: expected a number from 1 to {len(STEPS)}, got {step}")
     started = time.perf_counter()
-    subject = Subject(model, temperature, prior=prior, seed=seed)
+    subject = Subject(model, float(temperature), prior=prior, seed=seed)
     findings = []
     for number, known in enumerate(STEPS, start=1):
         if step in (None, number):
