@@ -261,6 +261,14 @@ def test_a_computation_that_breaks_fails_its_step_alone() -> None:
     assert silent.twin_verdict == "cannot differ here: it has no end"
 
 
+def test_a_model_without_a_value_is_refused_before_a_step_is_blamed() -> None:
+    forever = FiniteModel.from_tables(np.ones((1, 2, 1)), np.ones((1, 2)), discount=1.0)
+    with pytest.raises(ValueError, match="state 0 can never reach a terminal state"):
+        derive(forever)
+    cart = load_target("double-integrator", env_kwargs={"discount": 1.0, "noise": 1.0})
+    assert derive(cart).failed == ()
+
+
 @pytest.mark.parametrize(
     ("replaces", "value", "blind", "verdict"),
     [
@@ -539,7 +547,8 @@ def test_curves_are_exact_inference_at_every_temperature() -> None:
     assert derive(lake, step=1).curves is None
 
 
-def test_curves_of_other_models() -> None:
+def test_curves_of_other_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference_rl.derivation.curves.POINTS", 5)
     cart = curves(Subject(load_target("double-integrator", env_kwargs={"horizon": 3}), 1.0))
     assert cart is not None
     assert (cart.states, cart.actions) == ((), ())

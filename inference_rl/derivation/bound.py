@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from inference_rl.derivation import assumptions, regulator
+from inference_rl.derivation.decisions import spread_out
 from inference_rl.derivation.evidence import (
     action_names,
     log_evidence,
@@ -19,8 +20,8 @@ from inference_rl.derivation.evidence import (
     starts_of,
     trusted_evidence,
 )
-from inference_rl.derivation.independent import Array
-from inference_rl.derivation.joint import log_joint
+from inference_rl.derivation.independent import Array, log_sums
+from inference_rl.derivation.joint import LISTED, log_joint
 from inference_rl.derivation.step import Check, DoesNotApplyError, Estimate, Side, Step, Twin
 from inference_rl.derivation.subject import Subject
 from inference_rl.finite import FiniteModel
@@ -202,27 +203,27 @@ GAP = Step(
 # --- Optimism -------------------------------------------------------------------------------------
 
 
-def _first_transitions(subject: Subject) -> list[tuple[int, int, int]]:
-    """State, action and non-zero of the excerpt for every first step that can happen."""
-    model, found = subject.excerpt, []
-    for s in starts_of(subject):
-        for a in np.flatnonzero(model.log_prior[s].exp().numpy() > 0):
-            row = int(s) * model.num_actions + int(a)
-            for k in range(int(model.pointers[row]), int(model.pointers[row + 1])):
-                if model.probabilities[k] > 0:
-                    found.append((int(s), int(a), k))
-    return found
+def _first_outcomes(subject: Subject) -> Tensor:
+    """Non-zeros of the excerpt that a first step may take, or some of them, (N,)."""
+    model = subject.excerpt
+    starts = torch.zeros(model.num_states, dtype=torch.bool)
+    starts[torch.as_tensor(starts_of(subject))] = True
+    allowed = (starts.unsqueeze(-1) & (model.log_prior > -torch.inf)).flatten()
+    possible = allowed[model.rows()] & (model.probabilities > 0)
+    return spread_out(possible.nonzero().squeeze(-1), LISTED)
 
 
 def _outcome_names(subject: Subject) -> Sequence[str]:
-    labels = subject.discounted_excerpt.state_labels
+    model, labels = subject.excerpt, subject.discounted_excerpt.state_labels
     assert labels is not None
-    actions, size = action_names(subject), len(labels)
+    actions, first = action_names(subject), _first_outcomes(subject)
+    rows, successors = model.rows()[first].tolist(), model.successors[first].tolist()
     names = []
-    for s, a, k in _first_transitions(subject):
-        survives, after = divmod(int(subject.excerpt.successors[k]), size)
-        dies = ", not surviving" if survives else ""
-        names.append(f"{labels[s]}, {actions[a]}, to {labels[after]}{dies}")
+    for row, successor in zip(rows, successors, strict=True):
+        state, action = divmod(row, model.num_actions)
+        dies, after = divmod(successor, len(labels))
+        name = f"{labels[state]}, {actions[action]}, to {labels[after]}"
+        names.append(name + ", not surviving" * dies)
     return names
 
 
@@ -231,21 +232,22 @@ def _posterior_outcomes(subject: Subject) -> Tensor:
     table = posterior_transition(
         model, posterior_messages(model, subject.temperature), subject.temperature
     )
-    return table[0][[k for _, _, k in _first_transitions(subject)]]
+    return table[0][_first_outcomes(subject)]
 
 
 def _outcomes_of_trajectories(subject: Subject) -> Array:
-    paths, log_p = subject.paths, log_joint(subject)
-    shares = []
-    for s, a, k in _first_transitions(subject):
-        taken = (paths.states[0] == s) & (paths.actions[0] == a)
-        there = taken & (paths.states[1] == int(subject.excerpt.successors[k]))
-        shares.append(np.exp(logsumexp(log_p[there]) - logsumexp(log_p[taken])))
-    return np.array(shares)
+    paths, log_p, model = subject.paths, log_joint(subject), subject.excerpt
+    cell = paths.states[0] * model.num_actions + paths.actions[0]
+    cells, size = model.num_states * model.num_actions, model.num_states
+    taken = log_sums(log_p, cell, cells)
+    there = log_sums(log_p, cell * size + paths.states[1], cells * size)
+    first = _first_outcomes(subject)
+    row, successor = model.rows()[first].numpy(), model.successors[first].long().numpy()
+    return np.asarray(np.exp(there[row * size + successor] - taken[row]))
 
 
 def _true_outcomes(subject: Subject) -> Tensor:
-    return subject.excerpt.probabilities[[k for _, _, k in _first_transitions(subject)]]
+    return subject.excerpt.probabilities[_first_outcomes(subject)]
 
 
 def _no_luck(subject: Subject) -> str | None:

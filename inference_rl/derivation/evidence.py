@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from inference_rl.derivation import assumptions, regulator, sampled
-from inference_rl.derivation.independent import Array
+from inference_rl.derivation.independent import Array, log_sums
 from inference_rl.derivation.joint import log_joint
 from inference_rl.derivation.step import Check, DoesNotApplyError, Estimate, Side, Step, Twin
 from inference_rl.derivation.subject import Subject, action_name, choices
@@ -53,12 +53,8 @@ def _summed_from(subject: Subject, *, with_prior: bool = True) -> Array:
     if not with_prior:
         log_p = paths.log_start + paths.log_dynamics.sum(0)
         log_p = log_p + paths.rewards.sum(0) / subject.temperature
-    return np.array(
-        [
-            logsumexp(log_p[here]) - paths.log_start[here][0]
-            for here in (paths.states[0] == s for s in starts_of(subject))
-        ]
-    )
+    total = log_sums(log_p - paths.log_start, paths.states[0], subject.excerpt.num_states)
+    return total[starts_of(subject)]
 
 
 MESSAGES = Step(
@@ -106,15 +102,13 @@ MESSAGES = Step(
 def _share_of_actions(subject: Subject) -> Array:
     """p(a_0 | s_0, O), (starts, A), by sums over trajectories; NaN for what is forbidden."""
     paths, log_p = subject.paths, log_joint(subject)
+    shape = (subject.excerpt.num_states, subject.excerpt.num_actions)
+    cell = paths.states[0] * shape[1] + paths.actions[0]
+    taken = log_sums(log_p, cell, shape[0] * shape[1]).reshape(shape)
+    whole = log_sums(log_p, paths.states[0], shape[0])
     starts = starts_of(subject)
-    table = np.full((len(starts), subject.excerpt.num_actions), np.nan)
-    for i, s in enumerate(starts):
-        here = paths.states[0] == s
-        whole = logsumexp(log_p[here])
-        for a in np.unique(paths.actions[0][here]):
-            taken = here & (paths.actions[0] == a)
-            table[i, a] = np.exp(logsumexp(log_p[taken]) - whole)
-    return table
+    share = np.exp(taken[starts] - whole[starts, None])
+    return np.where(np.isfinite(taken[starts]), share, np.nan)
 
 
 def _likelihood_ratio(subject: Subject) -> Tensor:

@@ -165,6 +165,16 @@ def best_value(tables: Tables, temperature: float) -> Array:
     raise RuntimeError(f"policy iteration: expected to settle within {ROUNDS} rounds")
 
 
+def log_sums(terms: Array, group: Array, groups: int) -> Array:
+    """log Σ e^term over each group, (groups,); -inf of none."""
+    top = np.full(groups, -np.inf)
+    np.maximum.at(top, group, terms)
+    shift = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore", under="ignore"):
+        total = np.bincount(group, np.exp(terms - shift[group]), minlength=groups)
+        return np.asarray(shift + np.log(total))
+
+
 @dataclasses.dataclass(frozen=True)
 class Paths:
     """Every trajectory of T steps that can happen under the prior, N of them.

@@ -112,8 +112,8 @@ def derive(
     :param temperature: > 0, reward units. :param prior: in place of the model's own.
     :param step: the number of the only one to check. :param with_curves: compute them too.
     :param progress: called with a few words before every step.
-    :raises ValueError: the temperature is not a finite number above 0, there is no such step, or
-        the model or the prior are faulty.
+    :raises ValueError: the temperature is not a finite number above 0, there is no such step, the
+        model or the prior are faulty, or the model has no finite value.
     """
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(
@@ -123,6 +123,7 @@ def derive(
         raise ValueError(f"step: expected a number from 1 to {len(STEPS)}, got {step}")
     started = time.perf_counter()
     subject = Subject(model, float(temperature), prior=prior, seed=seed)
+    subject.size("reward")  # which refuses what has no value, before any step is blamed for it
     findings = []
     for number, known in enumerate(STEPS, start=1):
         if step in (None, number):

@@ -21,9 +21,11 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from inference_rl.derivation.step import DoesNotApplyError
 from inference_rl.distributions import as_probs, log_or_impossible
 from inference_rl.environment import EnvironmentModel
 from inference_rl.linear_gaussian import LinearGaussianModel
+from inference_rl.policies import LinearGaussianPolicy
 from inference_rl.randomness import derived, torch_seeded
 from inference_rl.riccati import solve_linear_gaussian
 from inference_rl.simulate import environments, starting_states, time_limit
@@ -69,9 +71,13 @@ class SomePolicy:
         if isinstance(self.space, Discrete):
             out = int(self.space.n)
         self.weights = strength * torch.as_tensor(generator.normal(size=(FEATURES, out)))
-        self.best = None
+        self.best: LinearGaussianPolicy | None = None
         if isinstance(subject.model, LinearGaussianModel):
-            self.best = solve_linear_gaussian(subject.model, subject.temperature, "control").policy
+            try:
+                solution = solve_linear_gaussian(subject.model, subject.temperature, "control")
+            except ValueError as error:
+                raise DoesNotApplyError(str(error)) from error
+            self.best = solution.policy
 
     def __call__(self, state: Tensor, t: int) -> TorchDistribution:
         vector = state if self.subject.model.state_space.shape else state.unsqueeze(-1)
