@@ -250,7 +250,8 @@ def _newton(
             best_residual = float(np.ptp(change)) / 2 if closed else residual
         lowest = min(lowest, residual)
         first = min(first, max(size, residual))
-        if best_bound <= target and (not polish or evaluate.sweeping or settled or stalled > 1):
+        exhausted = stalled > 1 or (settled and not improved)
+        if best_bound <= target and (not polish or evaluate.sweeping or exhausted):
             break
         if (settled and stalled > 1) or stalled > _HOPELESS or iteration >= _ITERATIONS:
             break

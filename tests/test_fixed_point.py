@@ -6,7 +6,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 from gymnasium.envs.toy_text.frozen_lake import generate_random_map
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 from scipy.sparse import csr_array
@@ -129,12 +129,22 @@ def models(draw: st.DrawFn) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
+STOPPED_EARLY = {
+    "transition": np.array([[[0, 1.0], [1, 0]], [[0, 1], [1, 0]]]),
+    "reward": np.array([[-1.0, 1], [-3, 3]]),
+    "log_prior": np.array([[-np.inf, 0], [np.log(1) - np.log(3), np.log(2) - np.log(3)]]),
+    "terminal": np.array([False, False]),
+}
+"""Where a step more than one within four roundings takes the error from twelve of them to none."""
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     models(),
     st.sampled_from([0.0, 0.3, 0.9, 0.999, 1 - 1e-9]),
     st.sampled_from([0.0, 1e-6, 0.1, 10.0, 1e9]),
 )
+@example(STOPPED_EARLY, 0.3, 10.0)
 def test_control_is_within_its_bound_and_the_bound_is_near_rounding(
     model: dict[str, np.ndarray], discount: float, ratio: float
 ) -> None:
@@ -154,7 +164,7 @@ def test_control_is_within_its_bound_and_the_bound_is_near_rounding(
         scale = max(float(max(abs(x) for x in exact)), float(np.abs(model["reward"]).max()))
         horizon = 1 / (1 - discount)
         assert found.error_bound <= 1e-13 * horizon * scale + 1e-320 * horizon
-        assert error <= 16 * 2e-16 * horizon * scale + 1e-320 * horizon
+        assert error <= 10 * 2e-16 * horizon * scale + 1e-320 * horizon
     assert found.converged
     assert (found.value[model["terminal"]] == 0).all()
 
