@@ -1,8 +1,8 @@
 """One program: a trajectory, read as a model of optimal behaviour and as a guide to it.
 
 The same Pyro program is p(τ, O) when actions come from the prior and rewards are observed as
-optimality, and q(τ) when actions come from a policy. Three things are true of the two readings, and
-Pyro, which knows nothing of reinforcement learning, computes all of them here.
+optimality, and q(τ) when actions come from a policy. What is true of the two readings is computed
+here by Pyro, which knows nothing of reinforcement learning, beside what this library says.
 """
 
 import pyro
@@ -62,7 +62,8 @@ print(f"J of the best policy, by exact inference:  {best.objective:.10f}")
 assert abs(TEMPERATURE * bound - best.objective) < 1e-10
 assert abs(bound - evidence) < 1e-10
 
-# The policy in the first state is a ratio of messages: π = ρ e^{(Q − V) / temperature}.
-ratio = torch.exp((best.q[0] - best.v[0].unsqueeze(-1)) / TEMPERATURE) / 2
-print("π(a | s_0):", best.policy.probs[0, 0].tolist(), "by messages:", ratio[0].tolist())
-assert torch.allclose(best.policy.probs[0], ratio)
+# 4. The policy is a ratio of messages: π = ρ e^{(Q − V) / temperature}. Here in the first state.
+prior = tree.action_prior(torch.tensor(0)).probs
+ratio = prior * torch.exp((best.q[0, 0] - best.v[0, 0]) / TEMPERATURE)
+print("π(a | s_0):", best.policy.probs[0, 0].tolist(), "by messages:", ratio.tolist())
+assert torch.allclose(best.policy.probs[0, 0], ratio)

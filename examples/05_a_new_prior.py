@@ -2,7 +2,8 @@
 
 A prior is any function from states to a Pyro distribution over actions. It needs to be written
 once: every routine keeps the divergence from it in its books, log-probabilities of actions where
-others have entropies, so all of them come to the policy that exact inference has under it.
+others have entropies. So they come to the policy that exact inference has under it, or, where the
+width of the guide is fixed, to the best one of that width.
 """
 
 import pyro.distributions as dist

@@ -348,7 +348,13 @@ class Derive:
                 progress=progress,
             )
             if self.html is not None:
-                self.html.write_text(render(derivation), encoding="utf-8")
+                try:
+                    self.html.write_text(render(derivation), encoding="utf-8")
+                except OSError as error:
+                    raise OSError(
+                        f"--html: {self.html} cannot be written ({error.strerror}); name another "
+                        "file"
+                    ) from error
         if not self.json:
             print_derivation(derivation, only_failed=self.only == "failed")
             if self.html is not None:

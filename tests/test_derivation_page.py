@@ -228,7 +228,7 @@ def test_estimates_have_the_digits_that_their_error_leaves() -> None:
     assert coarse.text("value")[:2] == ["123456", " ± 2.3 × 10³"]
 
 
-def test_a_step_that_fails_says_where_and_a_twin_that_passes_is_told_of() -> None:
+def test_a_step_that_fails_says_where_and_a_twin_that_cannot_differ_says_why() -> None:
     read = Reader(page_of(made(1.0, 2.0, 1.0)))
     assert "fail: both sides differ by 1, allowed 2e-10" in read.text("why as-is")
     assert "cannot differ here" in read.text("span")
@@ -408,6 +408,15 @@ def test_a_page_needs_a_directory(
     with pytest.raises(SystemExit, match="2"):
         main(["derive", "chain", "--html", str(tmp_path / place)])
     assert "--html: expected a file in a directory that exists, got" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs a device that is full")
+def test_a_page_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["derive", "lottery", "--step", "1", "--html", "/dev/full"])
+    assert stop.value.code == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"--html: /dev/full cannot be written \(No space left on device\); name", told)
 
 
 def test_the_script_computes_no_numbers() -> None:

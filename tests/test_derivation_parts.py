@@ -232,11 +232,21 @@ def test_places_without_numbers_are_left_out_and_long_tables_are_cut() -> None:
     assert 14 <= len(comparison.rows) <= 16
     assert "place 77" in [row.place for row in comparison.rows]
     assert found(made(left[:45], right[:45], over=((*names[0][:45],),))).places == 5
-    broken = evaluate(
-        made(np.full(3, np.nan), np.zeros(3), over=(("a",) * 3,)), Subject(noisy(), 1), 1
-    )
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "why"),
+    [
+        (np.full(3, np.nan), np.full(3, np.nan), "expected numbers on both sides, got none"),
+        (np.array([1, np.nan, 1]), np.ones(3), "numbers at the same places on both sides"),
+        (np.ones(3), np.array([1, 1, np.nan]), "numbers at the same places on both sides"),
+        (np.ones(3), np.nan, "numbers at the same places on both sides"),
+    ],
+)
+def test_a_side_without_a_number_fails(left: Any, right: Any, why: str) -> None:
+    broken = evaluate(made(left, right, over=(("a",) * 3,)), Subject(noisy(), 1), 1)
     assert broken.verdict == "fail"
-    assert "expected numbers on both sides, got none" in broken.why
+    assert why in broken.why
 
 
 def test_a_computation_that_breaks_fails_its_step_alone() -> None:
@@ -254,9 +264,10 @@ def test_a_computation_that_breaks_fails_its_step_alone() -> None:
     assert (refused.verdict, refused.why) == ("does not apply", "it has no end")
     twin = evaluate(made(1.0, 1.0, twin=Twin("wrong", "left", breaks)), subject, 1)
     assert (twin.verdict, twin.twin_verdict) == (
-        "pass",
+        "fail",
         "failed to compute: ZeroDivisionError: too bad",
     )
+    assert twin.why == "its broken twin failed to compute: ZeroDivisionError: too bad"
     silent = evaluate(made(1.0, 1.0, twin=Twin("wrong", "left", refuses)), subject, 1)
     assert silent.twin_verdict == "cannot differ here: it has no end"
 
@@ -283,6 +294,11 @@ def test_a_twin_takes_the_place_of_a_side(
 ) -> None:
     twin = Twin("wrong", replaces, lambda _: value, lambda _: blind)
     finding = evaluate(made(1.0, 1.0, twin=twin), Subject(noisy(), 1.0), 1)
+    if verdict == "pass":
+        assert finding.verdict == "does not apply"
+        assert "within the tolerance" in finding.why
+        assert finding.left is finding.twin is None
+        return
     assert finding.verdict == "pass"
     assert finding.twin is not None
     assert finding.twin_verdict == verdict

@@ -108,7 +108,9 @@ def _forbids(subject: Subject) -> str | None:
 def _listed(subject: Subject) -> str | None:
     if subject.finite is None:
         return None
-    return _not_finite(subject) or "its trajectories are listed one by one in place of drawn"
+    if (reason := _not_finite(subject)) is not None or not subject.has_excerpt:
+        return reason
+    return "its trajectories are listed one by one in place of drawn"
 
 
 def _undiscounted(subject: Subject) -> str | None:
@@ -205,8 +207,3 @@ def nothing_earned(subject: Subject) -> str | None:
     tables = subject.tables
     paid = np.where(tables.prior > 0, np.abs(tables.gain), 0.0)[tables.live]
     return "nothing is paid on average" if paid.max() <= 1e-9 * subject.size("reward") else None
-
-
-def too_coarse(subject: Subject) -> str | None:
-    """Why a mistake is not found by sampling."""
-    return "the mistake is smaller than what so few draws can tell"

@@ -139,7 +139,6 @@ BOUND = Step(
                 "the average is over the posterior in place of the guide: a bound from above",
                 "left",
                 _sampled_bound_from_above,
-                blind=assumptions.too_coarse,
             ),
         ),
     ),

@@ -31,7 +31,7 @@ PRECISION = 0.05
 
 
 def starts_of(subject: Subject) -> Array:
-    """States (of the excerpt) in which its trajectories begin and in which there is a choice."""
+    """States (of the excerpt) in which its trajectories begin and that do not end the episode."""
     model = subject.excerpt
     return ((model.initial > 0) & ~model.is_terminal).nonzero().squeeze(-1).numpy()
 
@@ -332,9 +332,7 @@ WEIGHTS = Step(
                 "the action prior is left out of the weights",
                 "left",
                 lambda subject: _weights(subject, with_prior=False),
-                blind=lambda subject: (
-                    assumptions.one_action(subject) or assumptions.too_coarse(subject)
-                ),
+                blind=assumptions.one_action,
             ),
         ),
         Check(
@@ -351,7 +349,6 @@ WEIGHTS = Step(
                 "the density of the policy is left out of the weights",
                 "left",
                 lambda subject: trusted_evidence(subject, "guide", with_guide=False),
-                blind=assumptions.too_coarse,
             ),
         ),
     ),

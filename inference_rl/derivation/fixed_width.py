@@ -108,7 +108,7 @@ WIDTH_LIMIT = Step(
                 lambda subject: _deterministic_gradient(subject, through_tanh=False),
             ),
             # Of first order in the width, for few draws.
-            tolerance=100 * NARROW,
+            tolerance=10 * NARROW,
             over=(quadrature.names, _coordinates),
         ),
     ),
@@ -131,11 +131,6 @@ def _width_bounds(subject: Subject, *, mean_q: bool = False) -> Estimate:
         np.array([part.value for part in found]),
         np.array([part.standard_error for part in found]),
     )
-
-
-def _evidence_twice(subject: Subject) -> Estimate:
-    whole = quadrature.evidence(subject)
-    return Estimate(np.array([whole.value] * 2), np.array([whole.standard_error] * 2))
 
 
 WIDTH_BOUND = Step(
@@ -162,12 +157,11 @@ WIDTH_BOUND = Step(
                 "library's program of one decision",
                 _width_bounds,
             ),
-            right=Side("V, by Gauss-Legendre quadrature", _evidence_twice),
+            right=Side("V, by Gauss-Legendre quadrature", quadrature.evidence_twice),
             twin=Twin(
                 "the posterior's mean of Q is taken for a bound (a Boltzmann backup)",
                 "left",
                 lambda subject: _width_bounds(subject, mean_q=True),
-                blind=assumptions.too_coarse,
             ),
             tolerance=1e-8,
             over=((f"width {WIDE / 3:g}", f"width {WIDE:g}"), quadrature.names),

@@ -134,9 +134,12 @@ def _sampled_scores(subject: Subject, name: str, *, to_go: bool, sign: float = 1
                 for t in range(horizon)
             ]
         )
-        share = torch.full_like(log_prob, -sign / len(rows))
-        loss = score_loss(log_prob, weight[:, rows], share)
-        batches.append(torch.autograd.grad(loss, policy.weights)[0].flatten())
+        if to_go:
+            share = torch.full_like(log_prob, -sign / len(rows))
+            gain = score_loss(log_prob, weight[:, rows], share)
+        else:
+            gain = (log_prob * weight[:, rows]).sum() / len(rows)
+        batches.append(torch.autograd.grad(gain, policy.weights)[0].flatten())
     return Estimate.of(torch.stack(batches))
 
 
@@ -189,14 +192,13 @@ POLICY_GRADIENT = Step(
                 lambda subject: _sampled_scores(subject, "score", to_go=True),
             ),
             right=Side(
-                "scores of other trajectories with the whole return, which has the same mean",
+                "scores of other trajectories times the whole return, which has the same mean",
                 lambda subject: _sampled_scores(subject, "other score", to_go=False),
             ),
             twin=Twin(
                 "the sign of the loss is wrong: it descends",
                 "left",
                 lambda subject: _sampled_scores(subject, "score", to_go=True, sign=-1.0),
-                blind=assumptions.too_coarse,
             ),
             over=(_weight_names,),
         ),

@@ -195,7 +195,6 @@ MAXENT = Step(
                 "the sign of the divergence is wrong: leaving habits is paid for",
                 "right",
                 lambda subject: _simulated_objective(subject, -1.0),
-                blind=assumptions.too_coarse,
             ),
         ),
     ),

@@ -1,8 +1,9 @@
 """The other side of a step, for finite models: NumPy, written from the definitions.
 
 Nothing here calls what the library infers with. Short trajectories are listed one by one and summed
-over; values are linear systems; the best policy is found by soft policy iteration, where the
-library has Newton's method on messages. Values are in reward units, evidence in nats.
+over; values are linear systems; the best policy is found by soft policy iteration, which is what
+the library's Newton steps on messages come to, in other code and to no tolerance but rounding.
+Values are in reward units, evidence in nats.
 """
 
 from __future__ import annotations
@@ -156,7 +157,8 @@ def best_value(tables: Tables, temperature: float) -> Array:
     for _ in range(ROUNDS):
         policy = soft_policy(tables.action_value(value), tables.prior, temperature)
         better = tables.value(policy, temperature)
-        moved, size = np.abs(better - value).max(), np.abs(better).max()
+        # A nat is worth the temperature, and logarithms lose digits relative to one.
+        moved, size = np.abs(better - value).max(), max(np.abs(better).max(), temperature)
         value = better
         # It converges quadratically: what no longer shrinks, and is small, is rounding.
         if moved <= 1e-15 * size or (moved <= 1e-8 * size and moved >= last / 2):

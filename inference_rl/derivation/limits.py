@@ -153,13 +153,13 @@ COLD_LIMIT = Step(
     explanation=(
         "As the temperature goes to zero, the soft value becomes the value of regular "
         "reinforcement learning: leaving habits costs nothing any more. It approaches from below, "
-        "and how far below is known at every temperature: by no more than the nats that the best "
-        "deterministic policy pays. Written with entropy in place of a divergence it comes from "
-        "above, because there randomness is paid for."
+        "and how far below is known at every temperature: by no more than the nats that its best "
+        "policy pays, which leaves actions that tie to habit. Written with entropy in place of a "
+        "divergence it comes from above, because there randomness is paid for."
     ),
     formulas=(
-        r"V_0(s) - \alpha\, \mathbb{E}_{\pi_0} \sum_t \gamma^t \log \frac{1}{\rho(a_t \mid s_t)}"
-        r" \le V_\alpha(s) \le V_0(s)",
+        r"V_0(s) - \alpha\, \mathbb{E}_{\pi_0} \sum_t \gamma^t\,"
+        r" \mathrm{KL}\left( \pi_0 \,\|\, \rho \right) \le V_\alpha(s) \le V_0(s)",
         r"V_0(s) = \max_a Q_0(s, a) = \lim_{\alpha \to 0} V_\alpha(s)",
     ),
     relation="<=",
@@ -178,7 +178,7 @@ COLD_LIMIT = Step(
                 _cold_right,
             ),
             twin=Twin(
-                "what the best deterministic policy pays for leaving its habits is forgotten",
+                "what the best policy of regular RL pays for leaving its habits is forgotten",
                 "left",
                 lambda subject: _cold_left(subject, with_price=False),
                 blind=assumptions.nothing_at_stake,

@@ -18,7 +18,7 @@ from inference_rl.finite_messages import first_step, posterior_messages
 
 def _returns(subject: Subject) -> tuple[Array, Array]:
     """Returns of trajectories, (N,), and log q of them, which sums to one."""
-    if subject.finite is None:
+    if subject.finite is None or not subject.has_excerpt:
         rollouts = subject.rollouts("guide")
         reward = (subject.temperature * rollouts.log_weight).sum(0).numpy()
         return reward, np.full(len(reward), -np.log(len(reward)))

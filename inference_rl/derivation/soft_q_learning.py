@@ -109,8 +109,8 @@ SQL_UPDATE = Step(
     about=residual_loss,
 )
 
-DRAWS = (1, 2, 64)
-"""Actions that a log-mean-exp is taken of."""
+MANY = 64
+"""Actions that a log-mean-exp is taken of, besides two."""
 
 REPEATS = 300
 
@@ -159,7 +159,7 @@ def _pair_value(subject: Subject) -> Array:
 def _few_draws(subject: Subject, *, mean: bool = True) -> Estimate:
     """Of one draw, two and 64: (3, N). The first two are sums, without an error."""
     prior, q = _few_decisions(subject)
-    many = _sampled_value(subject, DRAWS[-1], mean=mean)
+    many = _sampled_value(subject, MANY, mean=mean)
     one = (prior * q).sum(-1)
     nothing = np.zeros_like(one)
     return Estimate(
@@ -177,17 +177,12 @@ def _more_draws(subject: Subject) -> Array:
 
 def _box_draws(subject: Subject, *, mean: bool = True) -> Estimate:
     """Of two and 64 draws of a policy in a box, weighted by ρ/π: (2, N)."""
-    found = [quadrature.small_evidence(subject, draws, REPEATS) for draws in DRAWS[1:]]
-    shift = [0.0 if mean else subject.temperature * np.log(draws) for draws in DRAWS[1:]]
+    found = [quadrature.small_evidence(subject, draws, REPEATS) for draws in (2, MANY)]
+    shift = [0.0 if mean else subject.temperature * np.log(draws) for draws in (2, MANY)]
     return Estimate(
         np.array([part.value + more for part, more in zip(found, shift, strict=True)]),
         np.array([part.standard_error for part in found]),
     )
-
-
-def _box_integrals(subject: Subject) -> Estimate:
-    whole = quadrature.evidence(subject)
-    return Estimate(np.array([whole.value] * 2), np.array([whole.standard_error] * 2))
 
 
 SAMPLED_VALUE = Step(
@@ -228,7 +223,7 @@ SAMPLED_VALUE = Step(
                 "of two draws and of 64 of some policy, weighted by ρ/π, by the program",
                 _box_draws,
             ),
-            right=Side("V itself, by Gauss-Legendre quadrature", _box_integrals),
+            right=Side("V itself, by Gauss-Legendre quadrature", quadrature.evidence_twice),
             twin=Twin(
                 "the sum over draws in place of their mean",
                 "left",

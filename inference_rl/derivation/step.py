@@ -1,9 +1,10 @@
 """One step of the derivation, and what it comes to on a model: `Step`, `evaluate`, `Finding`.
 
-A step is an equation or an inequality, and two ways to compute its sides that share nothing but the
-model; a third, the *twin*, has one mistake in it that people make, and must not pass. What a step
-assumes is a test of the model, so that a step whose assumptions do not hold says why it does not
-apply and is never counted as passed.
+A step is an equation or an inequality, and two ways to compute its sides, written apart from each
+other on the same tables, or on separate draws; a third, the *twin*, has one mistake in it that
+people make, and has to be caught. What a step assumes is a test of the model, so that a step whose
+assumptions do not hold says why it does not apply and is never counted as passed; nor is one whose
+twin passes as well.
 
 A renderer gets a `Derivation` (`inference_rl.derivation.derive`): in it `findings`, in the order of
 the ladder. All that is to be shown of a step is in its `Finding`: `finding.step` has the text
@@ -42,6 +43,10 @@ Unit = Literal["reward", "nats", ""]
 
 DEVIATIONS = 5.0
 """Standard errors by which two estimates may differ: one pair in two million does by chance."""
+
+COARSE = 0.02
+"""A twin of drawn numbers need not be caught where chance may hide more than this share of the
+sides."""
 
 MOST_ROWS = 48
 """Places that are listed one by one; of more, `SHOWN_ROWS`."""
@@ -115,7 +120,7 @@ class Twin:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Two computations of one step that share nothing but the model, for a kind of models.
+    """Two computations of one step, written apart from each other, for a kind of models.
 
     :ivar needs: what has to hold, besides the assumptions of the step.
     :ivar tolerance: for rounding, relative to the largest number on either side and to the size of
@@ -196,14 +201,19 @@ class TwinFinding:
     """What came of the twin.
 
     :ivar verdict: "fail" where the mistake was found; "cannot differ here: ..." where it makes no
-        difference to this model; "pass" where it should have been found; "failed to compute: ..."
-        where it gave no number.
+        difference to this model; "failed to compute: ..." where it gave no number, which fails the
+        step; "pass" where it was not found, and then the step does not apply.
     """
 
     words: str
     replaces: Literal["left", "right"]
     verdict: str
     comparison: Comparison | None
+
+    @property
+    def blind(self) -> bool:
+        """Whether it cannot differ here."""
+        return self.verdict.startswith("cannot differ here: ")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,19 +351,22 @@ def _evaluated(step: Step, subject: Subject, number: int) -> Finding:
         return dataclasses.replace(finding, why=_reasons(firsts))
     try:
         left, right = (_computed(side.compute, step, subject) for side in (check.left, check.right))
+        _check_places(left, right)
         comparison = compare(left, right, step, check, subject)
     except DoesNotApplyError as reason:
         return dataclasses.replace(finding, why=str(reason))
     except Exception as error:  # one computation that breaks must not take the page with it
         why = f"a computation failed: {_said(error)}"
         return dataclasses.replace(finding, verdict="fail", why=why)
-    verdict: Verdict = "pass" if comparison.holds else "fail"
+    twin = _twin(step, check, subject, left, right)
+    why = "" if comparison.holds else _miss(step, comparison.worst)
+    if comparison.holds and twin.verdict == "pass":
+        why = "the mistake of its broken twin is within the tolerance, so that to pass says nothing"
+        return dataclasses.replace(finding, why=why)
+    if comparison.holds and twin.comparison is None and not twin.blind:
+        why = f"its broken twin {twin.verdict}"
     return dataclasses.replace(
-        finding,
-        verdict=verdict,
-        why="" if comparison.holds else _miss(step, comparison.worst),
-        comparison=comparison,
-        twin=_twin(step, check, subject, left, right),
+        finding, verdict="fail" if why else "pass", why=why, comparison=comparison, twin=twin
     )
 
 
@@ -372,9 +385,17 @@ def _twin(
     comparison = compare(*sides, step, check, subject)
     verdict = "fail"
     if comparison.holds:
-        reason_why = twin.blind(subject)
+        reason_why = twin.blind(subject) or _too_coarse(comparison.worst)
         verdict = "pass" if reason_why is None else f"cannot differ here: {reason_why}"
     return TwinFinding(twin.words, twin.replaces, verdict, comparison)
+
+
+def _too_coarse(worst: Row) -> str | None:
+    """Why a mistake is not found by draws, if they are too few to find it."""
+    hidden = DEVIATIONS * math.hypot(worst.left_error or 0.0, worst.right_error or 0.0)
+    if hidden > COARSE * max(abs(worst.left), abs(worst.right)):
+        return "the mistake is smaller than what so few draws can tell"
+    return None
 
 
 def _computed(compute: Compute, step: Step, subject: Subject) -> Estimate:
@@ -384,6 +405,20 @@ def _computed(compute: Compute, step: Step, subject: Subject) -> Estimate:
     if isinstance(result, Estimate):
         return Estimate(_array(result.value), _array(result.standard_error))
     return Estimate(_array(result), np.zeros(()))
+
+
+def _check_places(left: Estimate, right: Estimate) -> None:
+    """:raises ValueError: a side has no number where the other one has."""
+    missing = [np.isnan(side.value) for side in (left, right)]
+    if missing[0].shape != missing[1].shape:  # one number stands for all
+        missing = [some for some in missing if some.ndim == 0]
+        different = any(bool(some) for some in missing)
+    else:
+        different = bool((missing[0] != missing[1]).any())
+    if different:
+        raise ValueError(
+            "expected numbers at the same places on both sides, got NaN on one of them"
+        )
 
 
 def compare(
@@ -404,7 +439,8 @@ def compare(
         subject.size(step.unit),
         *(float(np.abs(side[np.isfinite(side)]).max(initial=0.0)) for side in (one, other)),
     )
-    tolerance = check.tolerance * size + DEVIATIONS * np.hypot(*errors)
+    tolerance = check.tolerance * size + subject.rounding(step.unit)
+    tolerance = tolerance + DEVIATIONS * np.hypot(*errors)
     excess = (np.abs(difference) if step.relation == "=" else difference) - tolerance
     excess = np.where(kept, excess, -np.inf)
     worst = int(excess.argmax())

@@ -128,7 +128,7 @@ class Subject:
 
     @property
     def best_value(self) -> Array:
-        """V* of the whole by soft policy iteration, (S,), which is not the library's way."""
+        """V* of the whole, (S,), by soft policy iteration and linear solves."""
         return self.best_value_at(self.temperature)
 
     def best_value_at(self, temperature: float) -> Array:
@@ -161,7 +161,16 @@ class Subject:
         """What is at stake, in a unit: rounding errors are relative to it."""
         if unit == "":
             return 1.0
-        return self._stake / (self.temperature if unit == "nats" else 1.0)
+        return self._stake if unit == "reward" else max(1.0, self._stake / self.temperature)
+
+    def rounding(self, unit: str) -> float:
+        """What logarithms and exponentials lose besides, in a unit.
+
+        A logarithm loses digits relative to one nat, which is worth the temperature; an exponential
+        as many as its exponent is large.
+        """
+        exponent = self._stake / self.temperature
+        return {"reward": 1e-13 * self.temperature, "nats": 0.0, "": 4e-15 * exponent}[unit]
 
     @functools.cached_property
     def _stake(self) -> float:
@@ -169,9 +178,9 @@ class Subject:
             return self.temperature
         paid = float(self.finite.rewards.abs().max()) if len(self.finite.rewards) else 0.0
         if self.whole_states > MOST_STATES:
-            return max(self.temperature, paid)
+            return paid
         worth = [self.control.v.numpy(), self.tables.value(self.policy, self.temperature)]
-        return max(self.temperature, paid, *(float(np.abs(value).max()) for value in worth))
+        return max(paid, *(float(np.abs(value).max()) for value in worth))
 
     # ---- the excerpt -----------------------------------------------------------------------------
 

@@ -140,7 +140,7 @@ def _relation(step: Step, worst: Row) -> str:
 def _twin(finding: Finding) -> str:
     twin = finding.twin
     assert twin is not None
-    said = {"fail": "caught", "pass": "NOT caught"}.get(twin.verdict, twin.verdict)
+    said = "caught" if twin.verdict == "fail" else twin.verdict
     at = ""
     if twin.comparison is not None:
         worst = twin.comparison.worst

@@ -102,7 +102,7 @@ def _header(derivation: Derivation) -> Element:
         element(
             "p",
             "From one decision to the algorithms, step by step. Every equation is computed on "
-            "this model in two ways that share nothing else, and beside it a ",
+            "this model in two ways, written apart, and beside it a ",
             element("em", "broken twin"),
             ": the same with one mistake in it, which has to be found. ",
             element("strong", words),
