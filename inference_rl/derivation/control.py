@@ -143,7 +143,8 @@ def _boltzmann_of_regular_q(subject: Subject) -> Array:
 
 def _ratio_alone(subject: Subject) -> Array:
     advantage = independent_q(subject) - subject.best_value[:, None]
-    return allowed(subject, np.exp(advantage / subject.temperature))
+    ratio = np.exp(advantage / subject.temperature)
+    return live(subject, np.where(subject.tables.prior > 0, ratio, 0.0))
 
 
 def _policy_check(need: Assumption, twin: Twin) -> Check:
@@ -151,7 +152,7 @@ def _policy_check(need: Assumption, twin: Twin) -> Check:
         needs=(need,),
         left=Side(
             "the policy of exact inference",
-            lambda subject: allowed(subject, subject.control.policy.numpy()),
+            lambda subject: live(subject, subject.control.policy.numpy()),
         ),
         right=Side("ρ e^{Q/α}, normalised, with the Q of soft policy iteration", _softmax_of_q),
         twin=twin,

@@ -100,15 +100,14 @@ MESSAGES = Step(
 
 
 def _share_of_actions(subject: Subject) -> Array:
-    """p(a_0 | s_0, O), (starts, A), by sums over trajectories; NaN for what is forbidden."""
+    """p(a_0 | s_0, O), (starts, A), by sums over trajectories."""
     paths, log_p = subject.paths, log_joint(subject)
     shape = (subject.excerpt.num_states, subject.excerpt.num_actions)
     cell = paths.states[0] * shape[1] + paths.actions[0]
     taken = log_sums(log_p, cell, shape[0] * shape[1]).reshape(shape)
     whole = log_sums(log_p, paths.states[0], shape[0])
     starts = starts_of(subject)
-    share = np.exp(taken[starts] - whole[starts, None])
-    return np.where(np.isfinite(taken[starts]), share, np.nan)
+    return np.exp(taken[starts] - whole[starts, None])
 
 
 def _likelihood_ratio(subject: Subject) -> Tensor:
