@@ -142,7 +142,7 @@ def bottom_axis(across: Axis, box: Frame) -> Iterator[Element]:
     for tick in across.ticks:
         x = across.place(tick)
         yield element("line", class_="frame", x1=x, x2=x, y1=box.bottom, y2=box.bottom + 4)
-        yield element("text", number(tick, 3), class_="tick x", x=x, y=box.bottom + 17)
+        yield element("text", number(tick, 4), class_="tick x", x=x, y=box.bottom + 17)
 
 
 def path_of(xs: Sequence[float], ys: Values) -> str:

@@ -15,7 +15,7 @@ from inference_rl.html.markup import element
 
 MARKS = {
     "holds": ("✓", "pass"),
-    "holds in part": ("✓", "pass"),
+    "holds in part": ("◐", "does-not-apply"),
     "does not hold": ("✗", "fail"),
     "cannot be told apart": ("≈", "does-not-apply"),
     "does not apply": ("–", "does-not-apply"),
@@ -52,7 +52,7 @@ def render(comparison: Comparison) -> str:
 
 
 def _header(comparison: Comparison) -> Element:
-    counts = "; ".join(f"{verdict}: {count}" for verdict, count in comparison.counts.items())
+    counts = ", ".join(f"{verdict} {count}" for verdict, count in comparison.counts.items())
     policies = "exact" if comparison.exact else f"learned by {', '.join(comparison.learned_by)}"
     facts = {
         "policies": policies,
@@ -74,7 +74,7 @@ def _header(comparison: Comparison) -> Element:
         element(
             "p",
             "What is said of maximum entropy reinforcement learning, measured on this model. ",
-            element("strong", f"Of {len(comparison.claims)} claims, {counts}."),
+            element("strong", f"Verdicts on {len(comparison.claims)} claims: {counts}."),
             class_="lead",
         ),
         element(

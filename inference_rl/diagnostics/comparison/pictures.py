@@ -82,11 +82,15 @@ def drawn(picture: Picture) -> Element:
         )
     return element(
         "figure",
-        element("figcaption", f"{picture.title}, {picture.up}, over {picture.across}"),
+        element("figcaption", _words(picture)),
         _intervals(picture) if is_named else _curves(picture),
         legend,
         class_="measured",
     )
+
+
+def _words(picture: Picture) -> str:
+    return f"{picture.title} ({picture.up}), by {picture.across}"
 
 
 def _colour(number: int) -> str:
@@ -103,12 +107,12 @@ def _curves(picture: Picture) -> Element:
     )
     xs = [across.place(place) for place in places]
     parts = [across_line("grid", up.place(tick), box) for tick in up.ticks]
-    parts += [height_label(number(tick, 3), up.place(tick), box) for tick in up.ticks]
+    parts += [height_label(number(tick, 4), up.place(tick), box) for tick in up.ticks]
     parts += bottom_axis(across, box)
     for i, shown in enumerate(picture.lines):
         if any(not point.exact for point in shown.points):
             parts.append(_band(xs, shown.points, up, _colour(i)))
-    for i, shown in enumerate(picture.lines):
+    for i, shown in reversed([*enumerate(picture.lines)]):  # the first is seen where they meet
         heights = [up.place(point.value) for point in shown.points]
         parts.append(element("path", class_=f"curve {_colour(i)}", d=path_of(xs, heights)))
         if len(xs) <= 8:
@@ -117,8 +121,9 @@ def _curves(picture: Picture) -> Element:
                 for x, y in zip(xs, heights, strict=True)
             ]
     view = f"0 0 {box.width:g} {box.height:g}"
-    words = f"{picture.title}, {picture.up}, over {picture.across}"
-    return element("svg", *parts, class_="chart", viewBox=view, role="img", aria_label=words)
+    return element(
+        "svg", *parts, class_="chart", viewBox=view, role="img", aria_label=_words(picture)
+    )
 
 
 def _across(places: Sequence[float], box: Frame, logarithmic: bool) -> Axis:
@@ -181,5 +186,6 @@ def _intervals(picture: Picture) -> Element:
         cx = round(across.place(point.value), 1)
         parts.append(element("circle", class_="dot c0", cx=cx, cy=y, r=4))
     view = f"0 0 {box.width:g} {box.height:g}"
-    words = f"{picture.title}, {picture.up}, by {picture.across}"
-    return element("svg", *parts, class_="chart", viewBox=view, role="img", aria_label=words)
+    return element(
+        "svg", *parts, class_="chart", viewBox=view, role="img", aria_label=_words(picture)
+    )

@@ -177,14 +177,20 @@ def stability(course: Course, seed: int) -> Claim:
         )
     ]
     if len(regular) > 1:
-        effects.append(
+        effects += [
             Effect(
                 f"range of the return over learning rates, {name}",
                 bootstrap(_over_rates, left, right, generator),
                 "reward",
                 course.rounding,
-            )
-        )
+            ),
+            Effect(
+                f"return at the worst learning rate, {soft[0].name} above {regular[0].name}",
+                bootstrap(_worst_rate, right, left, generator),
+                "reward",
+                course.rounding,
+            ),
+        ]
     rows = tuple(
         (
             f"{run.name}, rate {run.rate:g}",
@@ -242,6 +248,10 @@ def _plain(value: float, rounding: float) -> float:
 def _over_seeds(returns: Array) -> Array:
     """Standard deviations, pooled over rates: (rates, ..., K)."""
     return np.asarray(np.sqrt(returns.var(-1, ddof=1).mean(0)))
+
+
+def _worst_rate(returns: Array) -> Array:
+    return np.asarray(returns.mean(-1).min(0))
 
 
 def _over_rates(returns: Array) -> Array:

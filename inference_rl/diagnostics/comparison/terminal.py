@@ -48,13 +48,13 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
 def heading(comparison: Comparison) -> list[str]:
     """What was compared, and how many claims came to what."""
     temperatures = ", ".join(f"{t:g}" for t in comparison.temperatures)
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in comparison.counts.items())
+    counts = ", ".join(f"{verdict} {count}" for verdict, count in comparison.counts.items())
     policies = "exact policies" if comparison.exact else "learned policies"
     return [
         f"Regular RL beside MaxEnt RL on {comparison.target}: {policies}, temperatures "
         f"{temperatures} (reward units), verdicts at {comparison.reference:g}, discount "
         f"{comparison.discount:g}, prior {comparison.prior}, seed {comparison.seed}",
-        f"Of {len(comparison.claims)} claims: {counts}; learning by "
+        f"Verdicts on {len(comparison.claims)} claims: {counts}; learning by "
         f"{', '.join(comparison.learned_by)}, {comparison.seeds} seeds of "
         f"{comparison.total_steps:,} steps; {comparison.seconds:.1f} s",
     ]
@@ -104,6 +104,10 @@ def table_lines(table: Table, width: int) -> list[Text]:
         sizes = [max(pair) for pair in zip(sizes, words, strict=True)]
         if sum(sizes) + 2 * (len(sizes) - 1) <= room:
             break
+    for _ in range(room - sum(sizes) - 2 * (len(sizes) - 1)):  # room for the longest headings
+        heights = [len(textwrap.wrap(n, s)) for n, s in zip(table.columns, sizes, strict=True)]
+        if max(heights) > 1:
+            sizes[heights.index(max(heights))] += 1
     heads = [textwrap.wrap(name, size) for name, size in zip(table.columns, sizes, strict=True)]
     height = max(map(len, heads))
     heads = [[""] * (height - len(lines)) + lines for lines in heads]
@@ -126,7 +130,9 @@ def cell(value: Cell, with_interval: bool = True) -> str:
     if value.exact or not math.isfinite(value.low) or not with_interval:
         return shown
     half = (value.high - value.low) / 2
-    return f"{shown} ± {half if half > ROUNDING * abs(value.value) else 0:.2g}"
+    if half <= ROUNDING * abs(value.value):
+        return f"{shown} ± 0"
+    return f"{shown} ± {half:.0f}" if 100 <= half < 1e5 else f"{shown} ± {half:.2g}"
 
 
 def _wrapped(text: str, width: int, *, style: str = "", hanging: int = 0) -> list[Text]:
