@@ -551,5 +551,10 @@ def test_an_episode_that_never_begins_is_refused() -> None:
         compare(ended)
 
 
+def test_regular_policies_draw_among_what_is_the_same_but_for_rounding() -> None:
+    q = np.array([[1.0, 1.0 + 1e-13, 0.0], [2.0, 1.0, -np.inf]])
+    assert exact.among_the_best(q).tolist() == [[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]
+
+
 def test_the_likeliest_action_is_taken_for_certain() -> None:
     assert mode(np.array([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]])).tolist() == [[0, 1, 0], [1, 0, 0]]

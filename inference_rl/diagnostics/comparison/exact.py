@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from inference_rl.diagnostics.comparison.findings import (
+    ROUNDING,
     Claim,
     Line,
     Picture,
@@ -49,7 +50,9 @@ class Policies:
     """Regular RL and MaxEnt RL at several temperatures, on one finite model.
 
     :ivar regular: the policy of Exact(0), (S, A) or (T, S, A). :ivar soft: one a temperature.
-    :ivar prior: (S, A). :ivar reference: index of the temperature that verdicts are about.
+    :ivar prior: likewise. :ivar tied: regular RL that draws among the actions of the best Q, which
+        are several where they are the same but for rounding.
+    :ivar reference: index of the temperature that verdicts are about.
     """
 
     model: FiniteModel
@@ -59,6 +62,7 @@ class Policies:
     regular: Array
     soft: tuple[Array, ...]
     prior: Array
+    tied: Array
 
     @property
     def chosen(self) -> Array:
@@ -98,7 +102,16 @@ def policies(model: FiniteModel, temperatures: Sequence[float] | None) -> Polici
         regular=regular,
         soft=tuple(solved(model, temperature)[0] for temperature in temperatures),
         prior=prior,
+        tied=among_the_best(np.where(prior > 0, q, -np.inf)),
     )
+
+
+def among_the_best(q: Array) -> Array:
+    """The policy that draws uniformly among the actions of the highest Q of a state."""
+    size = np.abs(q[np.isfinite(q)]).max(initial=1.0)
+    best = q >= q.max(-1, keepdims=True) - ROUNDING * size
+    found: Array = best / best.sum(-1, keepdims=True)
+    return found
 
 
 def usual_temperature(
@@ -140,17 +153,18 @@ def solved(model: FiniteModel, temperature: float) -> tuple[Array, Array]:
 
 def randomness(known: Policies) -> Claim:
     """Are policies stochastic or deterministic?"""
-    found = known.dynamics.mean_entropies(known.all)
+    every = np.stack([*known.all, known.tied])
+    found = known.dynamics.mean_entropies(every)
     paths = [known.dynamics.entropies(policy, PATH)[0] for policy in known.all]
     length = min(map(len, paths))
-    likeliest = [
-        (known.dynamics.visits(p[None])[0].sum(-1) * at_first(p).max(-1)).sum()
-        / known.dynamics.visits(p[None]).sum()
-        for p in known.all
-    ]
     rows = tuple(
-        (name, exactly(h), exactly(top))
-        for name, h, top in zip(known.names, found, likeliest, strict=True)
+        (name, exactly(h), exactly(r))
+        for name, h, r in zip(
+            (*known.names, "regular, drawn among ties"),
+            found,
+            known.dynamics.returns(every),
+            strict=True,
+        )
     )
     return Claim(
         id="randomness",
@@ -158,7 +172,8 @@ def randomness(known: Policies) -> Claim:
         says="MaxEnt RL acts at random where several actions are good; regular RL always takes one "
         "action.",
         measured="Entropy of the exact policies, a mean over the steps of their own (discounted) "
-        "paths; drawn step by step below.",
+        "paths; drawn step by step below. Regular RL takes the first of equally good actions; to "
+        "draw among them instead is entropy that costs nothing, unless it is to wait for ever.",
         effects=(
             exact_effect(
                 f"entropy per step, soft at {known.reference_name} above regular",
@@ -167,7 +182,7 @@ def randomness(known: Policies) -> Claim:
                 "nats",
             ),
         ),
-        table=Table(("policy", "entropy per step, nats", "chance of likeliest action"), rows),
+        table=Table(("policy", "entropy per step, nats", "return"), rows),
         picture=Picture(
             "Entropy along the path",
             "step",
@@ -181,11 +196,6 @@ def randomness(known: Policies) -> Claim:
         if length > 1
         else None,
     )
-
-
-def at_first(policy: Array) -> Array:
-    """The table of a policy's first step, (S, A)."""
-    return policy if policy.ndim == 2 else policy[0]
 
 
 def trade(known: Policies) -> Claim:
