@@ -27,6 +27,7 @@ class ActionValues(nn.Module):
     def __init__(self, architecture: Architecture, members: int, *, outputs: int = 1) -> None:
         super().__init__()
         states, actions = architecture.states, architecture.actions
+        self.architecture = architecture
         self.horizon, self.members = architecture.horizon, members
         self.states: Any = states.get("size")
         self.takes_action = actions["kind"] == "box"
@@ -51,17 +52,23 @@ class ActionValues(nn.Module):
             self.weights.append(nn.Parameter(weight.uniform_(-edge, edge)))
             self.biases.append(nn.Parameter(bias.uniform_(-edge, edge)))
 
-    def forward(self, state: Tensor, action: Tensor | None, t: Tensor) -> Tensor:
+    def forward(
+        self, state: Tensor, action: Tensor | None, t: int | Tensor | None = None
+    ) -> Tensor:
         """(M, N) in N states, or (M, N, A) of discrete actions where `action` is None.
 
         :param state: (N, ...). :param action: (N, d) of a box, or (K, N, d), which gives (M, K, N);
-            of discrete actions their number among all, (N,). :param t: (N,).
+            of discrete actions their number among all, (N,). :param t: the step, (N,), or one for
+            all; needed under a horizon only.
+        :raises ValueError: there is a horizon, and no step.
         """
         if self.takes_action:
             assert action is not None
             return self.through(state, action, t).squeeze(-1)
         if self.tabular:
-            row = state if self.horizon is None else state + self.states * t
+            row = state
+            if self.horizon is not None:
+                row = state + self.states * steps_in(self.architecture, state, t)
             values = self.table[:, row]
         else:
             values = self._through_layers(self._inputs(state, t), None)
@@ -70,11 +77,11 @@ class ActionValues(nn.Module):
         index = action.expand(self.members, *action.shape).unsqueeze(-1)
         return values.gather(-1, index).squeeze(-1)
 
-    def through(self, state: Tensor, action: Tensor, t: Tensor) -> Tensor:
+    def through(self, state: Tensor, action: Tensor, t: int | Tensor | None = None) -> Tensor:
         """All outputs, (M, N, outputs) or (M, K, N, outputs), for actions of a box."""
         return self._through_layers(self._inputs(state, t), action)
 
-    def _inputs(self, state: Tensor, t: Tensor) -> Tensor:
+    def _inputs(self, state: Tensor, t: int | Tensor | None) -> Tensor:
         dtype = self.weights[0].dtype
         if self.states is not None:
             # Not one_hot, which looks at values and cannot be recorded.
@@ -85,7 +92,8 @@ class ActionValues(nn.Module):
             if self.scaling is not None:
                 inputs = self.scaling(inputs)
         if self.horizon is not None:
-            inputs = torch.cat([inputs, (t / self.horizon).to(dtype).unsqueeze(-1)], dim=-1)
+            share = (steps_in(self.architecture, state, t) / self.horizon).to(dtype)
+            inputs = torch.cat([inputs, share.unsqueeze(-1)], dim=-1)
         return inputs
 
     def _through_layers(self, inputs: Tensor, action: Tensor | None) -> Tensor:
@@ -109,8 +117,8 @@ def steps_in(architecture: Architecture, state: Tensor, t: int | Tensor | None) 
     """
     if t is None and architecture.horizon is not None:
         raise ValueError(
-            f"this policy depends on the step: call policy(state, t) with t in "
-            f"0..{architecture.horizon - 1}"
+            f"t: expected the step in 0..{architecture.horizon - 1}, for what is asked depends on "
+            "the step, got none; give it last"
         )
     batch = state.shape if architecture.states["kind"] == "discrete" else state.shape[:-1]
     return torch.as_tensor(0 if t is None else t, device=state.device).expand(batch)

@@ -115,16 +115,21 @@ def decide(
     )
 
 
-def bound(decision: Decision) -> tuple[Tensor, Tensor, Tensor]:
+def bound(decision: Decision, *, drawn: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """temperature · ELBO of every state, reward units, its entropy and its divergence, nats; (N,).
 
     Exact where all actions were taken; else of the one that was drawn, whose expectation it is, and
     so is its gradient where draws are differentiable.
+
+    :param drawn: whether several actions in a state are draws of the guide, and not all there are;
+        then a mean over them.
     """
     log_ratio = decision.log_guide - decision.log_prior
     gain = decision.temperature * (decision.log_weight - log_ratio)
     if decision.log_guide.dim() == 1:
         return gain, -decision.log_guide, log_ratio
+    if drawn:
+        return gain.mean(0), -decision.log_guide.mean(0), log_ratio.mean(0)
     log_share = decision.log_guide
     return _mean(log_share, gain), -_mean(log_share, log_share), _mean(log_share, log_ratio)
 

@@ -10,15 +10,15 @@ ICLR, §3.
 
 from __future__ import annotations
 
-import math
+from pathlib import Path
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from inference_rl import runs
 from inference_rl.truncated_normal import TruncatedNormal
 
 NARROWEST = 1e-2
@@ -29,23 +29,21 @@ class LearnedPrior(nn.Module):
     """ρ(a), with parameters: a table, or a truncated Gaussian for each dimension of a box.
 
     It starts uniform, or as wide as the box.
+
+    :param actions: their space, as an `Architecture` has it.
     """
 
-    def __init__(self, action_space: Space[Any]) -> None:
+    def __init__(self, actions: dict[str, Any]) -> None:
         super().__init__()
+        self.actions = actions
         self.sizes: list[int] | None = None
-        if isinstance(action_space, Discrete):
-            self.sizes = [int(action_space.n)]
-        elif isinstance(action_space, MultiDiscrete):
-            self.sizes = [int(n) for n in action_space.nvec]
-        self.many = isinstance(action_space, MultiDiscrete)
-        if self.sizes is None:
-            assert isinstance(action_space, Box)
-            dim = math.prod(action_space.shape)
-            self.loc = nn.Parameter(torch.zeros(dim))
-            self.log_scale = nn.Parameter(torch.zeros(dim))
-        else:
-            self.logits = nn.ParameterList(torch.zeros(size) for size in self.sizes)
+        if actions["kind"] == "box":
+            self.loc = nn.Parameter(torch.zeros(actions["dim"]))
+            self.log_scale = nn.Parameter(torch.zeros(actions["dim"]))
+            return
+        self.sizes = actions.get("sizes") or [actions["size"]]
+        self.many = actions["kind"] == "multi-discrete"
+        self.logits = nn.ParameterList(torch.zeros(size) for size in self.sizes)
 
     def forward(self, state: Tensor) -> TorchDistribution:
         batch = state.shape[:-1] if state.is_floating_point() else state.shape
@@ -61,3 +59,20 @@ class LearnedPrior(nn.Module):
             return dist.Categorical(logits=rows[0].expand(*batch, -1), validate_args=False)
         logits = torch.stack(rows).expand(*batch, -1, -1)
         return dist.Categorical(logits=logits, validate_args=False).to_event(1)
+
+
+def load_learned_prior(directory: str | Path) -> LearnedPrior:
+    """The prior that was learned beside the policy of a saved run. Runs no code from the directory.
+
+    :raises FileNotFoundError: no run there. :raises ValueError: it is damaged, or has no such
+        prior.
+    """
+    actions = runs.read_manifest(directory).get("learned_prior")
+    if actions is None:
+        raise ValueError(
+            f"{directory}: expected a run whose prior was learned, got one without; infer one with "
+            "sac --learn-prior"
+        )
+    prior = LearnedPrior(actions)
+    prior.load_state_dict(runs.read_tensors(directory, "learned_prior"))
+    return prior.requires_grad_(False)

@@ -27,6 +27,7 @@ from inference_rl.truncated_normal import TruncatedNormal
 
 if TYPE_CHECKING:
     from inference_rl.priors import ActionPrior
+    from inference_rl.softmax_policy import SoftmaxPolicy
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "silu": nn.functional.silu}
 
@@ -89,6 +90,17 @@ def described(space: Space[Any]) -> dict[str, Any]:
         bounded = bool(space.is_bounded())
         return {"kind": "box", "dim": math.prod(space.shape), "bounded": bounded}
     raise TypeError(f"expected a Discrete, MultiDiscrete or Box space, got {space}")
+
+
+def as_space(actions: dict[str, Any]) -> Space[Any]:
+    """The space of actions that was `described`, as policies know it: a box with bounds is
+    [-1, 1]^d."""
+    if actions["kind"] == "discrete":
+        return Discrete(actions["size"])
+    if actions["kind"] == "multi-discrete":
+        return MultiDiscrete(actions["sizes"])
+    edge = 1.0 if actions["bounded"] else math.inf
+    return Box(-edge, edge, (actions["dim"],))
 
 
 def example_states(space: Space[Any], count: int) -> Tensor:
@@ -390,7 +402,7 @@ class LogPartition(nn.Module):
 
     temperature: Tensor
 
-    def __init__(self, policy: NetworkPolicy, temperature: float) -> None:
+    def __init__(self, policy: NetworkPolicy | SoftmaxPolicy, temperature: float) -> None:
         super().__init__()
         self._policy = (policy,)  # in a tuple, because it is no part of this module
         self.horizon = policy.architecture.horizon

@@ -31,21 +31,24 @@ class Policy(nn.Module, abc.ABC):
     __call__: Callable[..., TorchDistribution]
 
     @abc.abstractmethod
-    def forward(self, state: Tensor, t: int | None = None) -> TorchDistribution:
+    def forward(self, state: Tensor, t: int | Tensor | None = None) -> TorchDistribution:
         """The distribution over actions in `state` (of any batch shape) at step `t`.
 
-        :param t: needed by policies of finite-horizon problems only; others ignore it.
+        :param t: one step, or one for each state; needed by policies of finite-horizon problems
+            only, others ignore it.
         """
 
     @abc.abstractmethod
-    def mode(self, state: Tensor, t: int | None = None) -> Tensor:
+    def mode(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
         """The most likely action; of several the first."""
 
     def description(self) -> dict[str, Any] | None:
         """What it takes to make such a policy, besides its parameters; JSON."""
         return None
 
-    def act(self, state: Any, t: int | None = None, *, deterministic: bool = False) -> Tensor:
+    def act(
+        self, state: Any, t: int | Tensor | None = None, *, deterministic: bool = False
+    ) -> Tensor:
         """An action in `state`: drawn from π, or its most likely one."""
         state = torch.as_tensor(state)
         with torch.no_grad():
@@ -73,23 +76,17 @@ class TabularPolicy(Policy):
         """π as a table, (S, A) or (T, S, A); differentiable where the inference was."""
         return self.table if self._graph is None else self._graph
 
-    def _at(self, t: int | None) -> Tensor:
+    def _rows(self, state: Tensor, t: int | Tensor | None) -> Tensor:
         if self.probs.dim() == 2:
-            return self.probs
-        if t is None:
-            raise ValueError(
-                f"this policy depends on the step: call policy(state, t) with t in "
-                f"0..{len(self.probs) - 1}"
-            )
-        if not 0 <= t < len(self.probs):
-            raise ValueError(f"step {t} lies outside the horizon 0..{len(self.probs) - 1}")
-        return self.probs[t]
+            return self.probs[state]
+        _check_step(t, len(self.probs))
+        return self.probs[t, state]
 
-    def forward(self, state: Tensor, t: int | None = None) -> TorchDistribution:
-        return categorical(self._at(t)[state])
+    def forward(self, state: Tensor, t: int | Tensor | None = None) -> TorchDistribution:
+        return categorical(self._rows(state, t))
 
-    def mode(self, state: Tensor, t: int | None = None) -> Tensor:
-        return self._at(t)[state].argmax(-1)
+    def mode(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
+        return self._rows(state, t).argmax(-1)
 
 
 class LinearGaussianPolicy(Policy):
@@ -110,25 +107,38 @@ class LinearGaussianPolicy(Policy):
             self.register_buffer(f"{name}_table", value.detach())
             setattr(self, name, value)
 
-    def _at(self, value: Tensor, t: int | None) -> Tensor:
+    def _at(self, value: Tensor, t: int | Tensor | None) -> Tensor:
         if self.gain.dim() == 2:
             return value
-        if t is None:
-            raise ValueError(
-                f"this policy depends on the step: call policy(state, t) with t in "
-                f"0..{len(self.gain) - 1}"
-            )
+        _check_step(t, len(self.gain))
         return value[t]
 
-    def forward(self, state: Tensor, t: int | None = None) -> TorchDistribution:
+    def forward(self, state: Tensor, t: int | Tensor | None = None) -> TorchDistribution:
         covariance = self._at(self.covariance, t)
         if not covariance.any():
             return dist.Delta(self.mode(state, t), event_dim=1)
         return dist.MultivariateNormal(self.mode(state, t), covariance_matrix=covariance)
 
-    def mode(self, state: Tensor, t: int | None = None) -> Tensor:
+    def mode(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
         gain, offset = self._at(self.gain, t), self._at(self.offset, t)
-        return state.to(gain.dtype) @ gain.mT + offset
+        state = state.to(gain.dtype)
+        if gain.dim() == 2:
+            return state @ gain.mT + offset
+        return (gain @ state.unsqueeze(-1)).squeeze(-1) + offset
+
+
+def _check_step(t: int | Tensor | None, horizon: int) -> None:
+    """:raises ValueError: there is no step, or one outside the horizon."""
+    if t is None:
+        raise ValueError(
+            f"this policy depends on the step: call policy(state, t) with t in 0..{horizon - 1}"
+        )
+    steps = torch.as_tensor(t)
+    if bool(((steps < 0) | (steps >= horizon)).any()):
+        raise ValueError(
+            f"t: expected steps in 0..{horizon - 1}, within the horizon, got "
+            f"{t if isinstance(t, int) else steps.tolist()}"
+        )
 
 
 def load_policy(directory: str | Path, *, prior: ActionPrior | None = None) -> Policy:

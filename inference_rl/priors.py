@@ -22,6 +22,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from inference_rl.distributions import as_probs, categorical, check_probabilities
+from inference_rl.learned_prior import LearnedPrior, load_learned_prior
 from inference_rl.policies import Policy, TabularPolicy, load_policy
 from inference_rl.truncated_normal import TruncatedNormal
 
@@ -284,10 +285,22 @@ class PolicyPrior:
     """A policy that was inferred before, as the prior of the next inference.
 
     :param policy: a policy, or the directory of a saved run.
-    :raises ValueError: the policy depends on the step, as those of a finite horizon do.
+    :param marginal: in place of the policy its mean over states, in a run that learned that as its
+        own prior (`SAC(learn_prior=True)`).
+    :raises ValueError: the policy depends on the step, as those of a finite horizon do; or its
+        marginal was not learned.
     """
 
-    def __init__(self, policy: Policy | str | Path) -> None:
+    def __init__(self, policy: Policy | str | Path, marginal: bool = False) -> None:
+        self.policy: Policy | LearnedPrior
+        if marginal:
+            if not isinstance(policy, str | Path):
+                raise TypeError(
+                    "PolicyPrior: expected with marginal=True the directory of a run that learned "
+                    f"its prior, got a {type(policy).__name__}"
+                )
+            self.policy = load_learned_prior(policy)
+            return
         self.policy = load_policy(policy) if isinstance(policy, str | Path) else policy
         if isinstance(self.policy, TabularPolicy) and self.policy.probs.dim() == 3:
             raise ValueError(
@@ -302,7 +315,8 @@ class PolicyPrior:
         return len(self.policy.probs) if isinstance(self.policy, TabularPolicy) else None
 
     def __call__(self, state: Tensor) -> TorchDistribution:
-        return self.policy(state)
+        chosen: TorchDistribution = self.policy(state)
+        return chosen
 
 
 def moved(prior: ActionPrior, device: str) -> ActionPrior:

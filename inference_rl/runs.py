@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,23 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 MANIFEST = "run.json"
 TIMING = "timing.json"
+
+_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+"""What safetensors calls the kinds of torch."""
 
 
 def claim(directory: str | Path) -> Path:
@@ -58,20 +76,52 @@ def write(
 
     :raises FileExistsError: the directory holds another run. :raises OSError: not writable.
     """
-    import safetensors.torch
-
     path = Path(directory)
     if (path / MANIFEST).exists():
         raise FileExistsError(f"{path} holds another run; choose another directory")
     path.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, entries in tensors.items():
-        content = safetensors.torch.save({k: v.contiguous() for k, v in entries.items()})
-        write_durably(path / f"{name}.safetensors", content)
-        files[f"{name}.safetensors"] = hashlib.sha256(content).hexdigest()
+        file = f"{name}.safetensors"
+        files[file] = write_durably(path / file, _safetensors(entries))
     whole = {"format_version": FORMAT_VERSION, **manifest, "files": files}
     text = json.dumps(whole, indent=2, allow_nan=False)
     write_durably(path / MANIFEST, text.encode() + b"\n")
+
+
+def _safetensors(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file, a tensor at a time.
+
+    Not by the package's own writer, which, depending on its version, has all of them in memory up
+    to three times more, and whose errors are not those of the disk.
+
+    :raises TypeError: the format has no word for what a tensor is made of.
+    """
+    import torch
+
+    # The widest first, so that all are aligned to what they are made of.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if kind not in _DTYPES:
+            raise TypeError(
+                f"{name}: expected a tensor of one of {', '.join(_DTYPES)} to save, got {kind}"
+            )
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPES[kind],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        yield flat.view(torch.uint8).numpy().data
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
@@ -118,26 +168,45 @@ def read_tensors(directory: str | Path, name: str) -> dict[str, Tensor]:
     """
     import safetensors.torch
 
+    path = verified(directory, name)
+    # Copies, because those that come are a view of the file, which may go away.
+    return {key: value.clone() for key, value in safetensors.torch.load_file(path).items()}
+
+
+def verified(directory: str | Path, name: str) -> Path:
+    """The file `NAME.safetensors`, if it is the one that was written.
+
+    :raises ValueError: it is missing or is not the one that the manifest names.
+    """
     path = Path(directory) / f"{name}.safetensors"
-    expected = read_manifest(directory)["files"].get(path.name)
-    content = path.read_bytes() if path.is_file() else b""
-    if expected is None or hashlib.sha256(content).hexdigest() != expected:
+    expected, found = read_manifest(directory)["files"].get(path.name), None
+    if path.is_file():
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    if expected is None or found != expected:
         raise ValueError(
             f"{path} is not the file that {MANIFEST} names (missing, damaged or exchanged); infer "
             "again, into a new directory"
         )
-    return safetensors.torch.load(content)
+    return path
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Aside, flushed, then renamed: at every instant the old file or the new one is whole."""
+def write_durably(path: Path, content: bytes | Iterator[bytes | memoryview]) -> str:
+    """Aside, flushed, then renamed: at every instant the old file or the new one is whole.
+
+    :param content: in one piece, or piece by piece. :returns: its SHA-256.
+    """
     aside = path.with_name(f"{path.name}.partial")
+    digest = hashlib.sha256()
     with open(aside, "wb") as file:
-        file.write(content)
+        for part in (content,) if isinstance(content, bytes) else content:
+            file.write(part)
+            digest.update(part)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
     flush(path.parent)
+    return digest.hexdigest()
 
 
 def flush(directory: Path) -> None:

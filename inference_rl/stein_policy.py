@@ -11,7 +11,7 @@ import torch
 from gymnasium.spaces import Box
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from inference_rl import stein
 from inference_rl.action_values import ActionValues, steps_in
@@ -143,6 +143,21 @@ class SteinPolicy(Policy):
     def _alike(self, draws: Tensor, t: Tensor) -> Tensor:
         """The same draws in all states, (K, N, d) of (K, d)."""
         return draws.reshape(len(draws), *(1 for _ in t.shape), -1).expand(-1, *t.shape, -1)
+
+
+class SteinValue(nn.Module):
+    """V(s), reward units, as the density of a `SteinPolicy` has it: an estimate, from the same
+    noise in all states and at every call."""
+
+    def __init__(self, policy: SteinPolicy) -> None:
+        super().__init__()
+        self._policy = (policy,)  # in a tuple, because it is no part of this module
+
+    def forward(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
+        """Batch + (1,)."""
+        policy = self._policy[0]
+        steps = steps_in(policy.architecture, state, t)
+        return policy.temperature * policy.log_evidence(state, steps).unsqueeze(-1)
 
 
 def sampler_of(architecture: Architecture) -> ActionValues:

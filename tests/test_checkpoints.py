@@ -7,11 +7,14 @@ import errno
 import os
 import pathlib
 import shutil
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
+from inference_rl import runs
 from inference_rl.learning import checkpoints
 
 
@@ -55,6 +58,39 @@ def test_round_trip(tmp_path) -> None:
 def test_what_is_no_tensor_and_no_json_is_refused() -> None:
     with pytest.raises(TypeError, match="expected a tensor or a JSON value"):
         checkpoints.pack({"x": object()})
+
+
+KINDS = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8"]
+KINDS += ["uint64", "uint32", "uint16", "uint8", "bool"]
+
+
+def test_files_of_tensors_are_those_that_the_package_reads(tmp_path) -> None:
+    some = (torch.arange(6) % 5).reshape(2, 3)
+    tensors = {kind: some.to(getattr(torch, kind)) for kind in KINDS}
+    tensors |= {"turned": some.T, "again": some, "none": some[:0], "scalar": some[0, 1]}
+    runs.write(tmp_path, {}, {"it": tensors, "nothing": {}})
+    found = safetensors.torch.load_file(tmp_path / "it.safetensors")
+    assert same(dict(sorted(tensors.items())), dict(sorted(found.items())))
+    assert all(tensor.data_ptr() % tensor.element_size() == 0 for tensor in found.values())
+    assert safetensors.torch.load_file(tmp_path / "nothing.safetensors") == {}
+    with pytest.raises(TypeError, match=r"^x: expected a tensor of one of .*, got complex64"):
+        runs.write(tmp_path / "other", {}, {"it": {"x": some.to(torch.complex64)}})
+
+
+def memory_in_kilobytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="only Linux tells")
+def test_saving_holds_nothing_twice(tmp_path) -> None:
+    whole = {"rows": torch.ones(2**26, dtype=torch.uint8), "others": torch.ones(3)}
+    for _ in range(2):  # the second time it is there already, and is only looked at
+        Path("/proc/self/clear_refs").write_text("5")  # from here on the peak is counted anew
+        before = memory_in_kilobytes("VmRSS")
+        checkpoints.save(tmp_path, 1, whole)
+        assert memory_in_kilobytes("VmHWM") - before < 2**14
+    assert same(checkpoints.load(tmp_path), (1, whole))
 
 
 def test_the_last_two_are_kept(tmp_path) -> None:

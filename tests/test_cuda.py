@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyro.distributions as dist
 import pytest
 import torch
+from gymnasium.spaces import Box, MultiDiscrete
 
 from inference_rl import (
     SAC,
     SQL,
     CategoricalPrior,
+    EnvironmentModel,
     GaussianPrior,
     SoftDDPG,
     SoftTD3,
@@ -20,6 +23,9 @@ from inference_rl import (
 )
 from inference_rl.inference import off_policy, sac, soft_ddpg, soft_td3, sql
 from inference_rl.learning.collection import Collector
+from inference_rl.learning.tracing import Graph
+from inference_rl.networks import example_states
+from inference_rl.randomness import torch_seeded
 from inference_rl.simulate import environments
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -35,37 +41,70 @@ SMALL: dict[str, Any] = {
     "evaluation_episodes": 2,
     "compile": "off",
 }
+
+
+class Pair(EnvironmentModel):
+    """Two choices at once, the second of which pays."""
+
+    state_space, action_space, discount = Box(-9.0, 9.0, (2,)), MultiDiscrete([2, 3]), 0.9
+    horizon = 5
+
+    def initial_state(self) -> Any:
+        return dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def transition(self, state: torch.Tensor, action: torch.Tensor) -> Any:
+        return dist.Delta(state + 0.2 * action, event_dim=1)
+
+    def reward(
+        self, state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor
+    ) -> torch.Tensor:
+        return action[..., 1] - state[..., 0].square()
+
+
+def prior_of_pairs(state: torch.Tensor) -> Any:
+    probs = torch.tensor([[0.3, 0.7, 0.0], [0.2, 0.3, 0.5]], device=state.device)
+    return dist.Categorical(probs=probs.expand(*state.shape[:-1], 2, 3)).to_event(1)
+
+
 PRIORS: dict[str, Any] = {
     "Pendulum-v1": lambda space: GaussianPrior(space, 0.2, 0.6),
     "CartPole-v1": lambda space: CategoricalPrior(probs=[0.3, 0.7]),
     "chain": lambda space: CategoricalPrior(probs=[0.3, 0.7]),
+    "pair": lambda space: prior_of_pairs,
 }
+LEARN_PRIOR: dict[str, Any] = {"learn_prior": True, "learning_rate": 1e-2}
 
-
-ROUTINES: dict[str, tuple[Any, Any]] = {
-    "sac": (SAC, sac._learner),
-    "sql": (SQL, sql._learner),
-    "soft-ddpg": (SoftDDPG, soft_ddpg._learner),
-    "soft-td3": (SoftTD3, soft_td3._learner),
+ROUTINES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "sac": (SAC, sac._learner, {}),
+    "sac, learned prior": (SAC, sac._learner, LEARN_PRIOR),
+    "sql": (SQL, sql._learner, {}),
+    "soft-ddpg": (SoftDDPG, soft_ddpg._learner, {}),
+    "soft-td3": (SoftTD3, soft_td3._learner, {}),
 }
 CASES = [
     (routine, target)
     for routine in ROUTINES
     for target in PRIORS
-    if target == "Pendulum-v1" or routine in ("sac", "sql")
+    if target == "Pendulum-v1" or routine.startswith(("sac", "sql"))
 ]
 
 
+def model_of(target: str) -> EnvironmentModel:
+    return Pair() if target == "pair" else load_target(target)
+
+
 def first_update(routine: str, target: str, device: str) -> dict[str, float]:
-    model = load_target(target)
+    model = model_of(target)
     torch.manual_seed(0)
-    settings_class, make_learner = ROUTINES[routine]
-    settings = settings_class(**SMALL | {"updates_per_step": 1 / 64}, device=device)
-    learner = make_learner(settings, model, PRIORS[target](model.action_space))
+    settings_class, make_learner, more = ROUTINES[routine]
+    settings = settings_class(**SMALL | {"updates_per_step": 1 / 64} | more, device=device)
+    prior = model.action_prior if more else PRIORS[target](model.action_space)
+    learner = make_learner(settings, model, prior)
     collector = Collector(environments(model, 4), 0)
     numbers: dict[str, Any] = {}
     while learner.updates == 0:
         numbers = learner.update(learner.collect(collector))
+    learner.settle()
     parameters = {
         f"{name}.{key}": parameter
         for name, part in learner.parts.items()
@@ -83,9 +122,16 @@ def test_the_first_update_is_that_of_the_cpu(routine: str, target: str) -> None:
 
 @pytest.mark.parametrize(("routine", "target"), CASES)
 def test_a_run_is_saved_and_resumed(routine: str, target: str, tmp_path: Path) -> None:
-    settings, model = ROUTINES[routine][0](**SMALL, device="cuda"), load_target(target)
+    settings_class, _, more = ROUTINES[routine]
+    settings, model = settings_class(**SMALL | more, device="cuda"), model_of(target)
     whole = infer(model, settings, directory=tmp_path / "whole")
-    assert next(whole.policy.parameters()).device.type == "cpu"
+    modules: list[Any] = [whole.policy, whole.q]
+    if more:
+        assert whole.prior_source is not None
+        modules.append(whole.prior_source())
+    for module in modules:
+        assert {parameter.device.type for parameter in module.parameters()} == {"cpu"}
+    assert whole.v(example_states(model.state_space, 3), 0).isfinite().all()
     halves = tmp_path / "halves"
 
     class Stopped(BaseException):
@@ -107,3 +153,18 @@ def test_a_run_is_saved_and_resumed(routine: str, target: str, tmp_path: Path) -
     again = infer(model, settings, directory=halves)
     for a, b in zip(whole.policy.parameters(), again.policy.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_what_cannot_be_recorded_draws_the_same_again() -> None:
+    def by_value(state: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sign = 1 if state.sum() > 0 else -1
+        return (sign * torch.randn(4, device=state.device),)
+
+    recorded, found = Graph(by_value, [], compiled=False), []
+    with pytest.warns(UserWarning, match="cannot be recorded"):
+        recorded.prepared(torch.ones(4, device="cuda"))
+    for seed in (3, 3, 4):
+        with torch_seeded(seed):
+            found += recorded(torch.ones(4, device="cuda"))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])

@@ -95,6 +95,7 @@ def page_of(step: Step, **changes: Any) -> str:
         seed=0,
         findings=(evaluate(step, subject, 1),),
         seconds=0.1,
+        notes=(),
         curves=None,
     )
     return render(dataclasses.replace(derivation, **changes))

@@ -454,9 +454,10 @@ def least_supersolution(
     return value
 
 
-def test_waiting_for_nothing_is_certified_and_loops_that_pay_are_refused() -> None:
+@pytest.mark.parametrize("seeds", [range(40), pytest.param(range(40, 150), marks=pytest.mark.slow)])
+def test_waiting_for_nothing_is_certified_and_loops_that_pay_are_refused(seeds: range) -> None:
     refused = 0
-    for seed in range(150):
+    for seed in seeds:
         transition, reward, terminal = free_loops(seed)
         exact = least_supersolution(transition, reward, terminal)
         arguments = {"terminal": terminal, "discount": 1.0, "temperature": 0.0}
@@ -470,7 +471,7 @@ def test_waiting_for_nothing_is_certified_and_loops_that_pay_are_refused() -> No
         assert found.residual <= 1e-13
         # The program's own tolerance is 1e-9 or so.
         assert np.abs(found.value - exact).max() <= found.error_bound + 1e-8
-    assert 5 < refused < 75
+    assert len(seeds) / 30 < refused < len(seeds) / 2
 
 
 def test_what_ends_is_best_where_waiting_for_ever_would_cost_less() -> None:

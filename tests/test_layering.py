@@ -34,7 +34,7 @@ LAYERS = [
         "temperature",
         "environment",
     },
-    {"trajectory", "decision"},
+    {"trajectory", "decision", "decision_value"},
     {
         "finite",
         "tabulation",

@@ -22,9 +22,18 @@ import torch
 from pyro.nn import PyroModule, PyroParam
 from torch.distributions import constraints
 
-from inference_rl import PCL, InferenceResult, PolicyGradient, evaluation, infer, load_target, runs
+from inference_rl import (
+    PCL,
+    SAC,
+    InferenceResult,
+    PolicyGradient,
+    evaluation,
+    infer,
+    load_target,
+    runs,
+)
 from inference_rl.cli import main
-from inference_rl.inference import learned, policy_gradient, routine_class
+from inference_rl.inference import learned, off_policy, policy_gradient, routine_class
 from inference_rl.inference.setup import resume
 from inference_rl.learning import checkpoints, loop
 from inference_rl.learning.collection import Collector
@@ -109,14 +118,14 @@ def begun(complete: Path, tmp_path: Path) -> Path:
     return run
 
 
-ALIKE = {"soft-ddpg": [pytest.mark.slow]}
-"""Routines whose learner is that of another one here."""
+ALIKE = {("soft-ddpg", "Pendulum-v1"), ("sac", "Pendulum-v1")}
+"""Whose learner, loop and environment others here have too."""
 
 
 @pytest.mark.parametrize(
     ("routine", "target"),
     [
-        pytest.param(name, at, marks=ALIKE.get(name, []))
+        pytest.param(name, at, marks=[pytest.mark.slow] if (name, at) in ALIKE else [])
         for name, (_, targets) in LEARNED.items()
         for at in targets
     ],
@@ -368,6 +377,24 @@ def test_what_was_learned_is_not_saved_with_infinities(
     with pytest.raises(FloatingPointError, match=rf"^{part}.*table: .* up to step \d+, got inf"):
         infer(load_target("chain"), PolicyGradient(**SETTINGS), directory=tmp_path)
     assert checkpoints.load(tmp_path)[0] == 320
+
+
+def test_messages_that_were_learned_are_not_saved_with_infinities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, original = SAC(**COMMON, **LEARNED["sac"][0]), off_policy.Learner.update
+
+    def update(self, data):
+        found = original(self, data)
+        if self.steps == 512:  # the end of the round after which it is saved
+            self.q.table.data[0, 3] = torch.inf
+        return found
+
+    model = load_target("chain")
+    monkeypatch.setattr(off_policy.Learner, "update", update)
+    with pytest.raises(FloatingPointError, match=r"^q\.table: .* up to step \d+, got inf"):
+        infer(model, settings, directory=tmp_path)
+    assert checkpoints.load(tmp_path)[0] == 400
 
 
 def test_progress_of_a_run_shorter_than_a_round(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import nn
 from torch.distributions.transforms import AbsTransform, AffineTransform, TanhTransform
 
+from inference_rl.action_values import ActionValues
 from inference_rl.distributions import categorical
 from inference_rl.networks import (
     Architecture,
@@ -99,6 +100,27 @@ def test_a_horizon_makes_it_depend_on_the_step(states) -> None:
     torch.testing.assert_close(made(state, steps).probs, mixed)
     with pytest.raises(ValueError, match="depends on the step"):
         made(state)
+
+
+@pytest.mark.parametrize("states", [Discrete(5), BOX])
+@pytest.mark.parametrize("actions", [Discrete(3), Box(-1.0, 1.0, (2,))])
+@pytest.mark.parametrize("horizon", [None, 4])
+def test_messages_ask_for_the_step_under_a_horizon_only(states, actions, horizon) -> None:
+    torch.manual_seed(0)
+    made = ActionValues(Architecture(described(states), described(actions), horizon=horizon), 2)
+    for parameter in made.parameters():
+        nn.init.normal_(parameter)
+    state = torch.arange(5) if isinstance(states, Discrete) else torch.randn(5, 3)
+    action = torch.arange(5) % 3 if isinstance(actions, Discrete) else torch.rand(5, 2)
+    found = made(state, action, torch.full((5,), 3))
+    assert found.shape == (2, 5)
+    if horizon is None:
+        assert torch.equal(made(state, action), found)
+        return
+    assert torch.equal(made(state, action, 3), found)
+    assert (made(state, action, 0) - found).abs().min() > 1e-4
+    with pytest.raises(ValueError, match=r"^t: expected the step in 0\.\.3, .*, got none; give it"):
+        made(state, action)
 
 
 def test_forbidden_actions_have_no_mass() -> None:

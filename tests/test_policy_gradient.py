@@ -387,7 +387,8 @@ def test_temperatures_move() -> None:
         temperature="auto",
         target_divergence=0.2,
         learning_rate=0.05,
-        total_steps=120_000,
+        total_steps=60_000,
+        evaluate_every=5_000,
         evaluation_episodes=0,
     )
     rows = infer(given, tuned).metrics[-4:]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from inference_rl.learning import memory
 from inference_rl.learning.collection import Segment
 from inference_rl.learning.replay import PathReplay, joined
 
@@ -64,6 +65,29 @@ def test_choice_depends_on_the_seed_alone() -> None:
     torch.manual_seed(1)
     assert torch.equal(here, filled(5).sample(20, 4, seed=3).reward)
     assert not torch.equal(here, filled(5).sample(20, 4, seed=4).reward)
+
+
+def test_room_to_resume_is_asked_for_and_what_was_read_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """36 steps of five numbers of 8 bytes and three of one; a field is never larger than 288."""
+    free = 36 * 43 + 288
+    monkeypatch.setattr(memory, "available", lambda device: free)
+    full = filled(5)
+    state, read = full.state_dict(), 36 * 43
+    ring = state["ring"]
+    free -= read
+    again = PathReplay(36)
+    again.load_state_dict(state)
+    assert ring == {}
+    assert torch.equal(again.sample(50, 4, seed=0).state, full.sample(50, 4, seed=0).state)
+    free += read - 1
+    with pytest.raises(MemoryError, match=r"36 steps take .* of the memory of cpu, .* than 35 ste"):
+        filled(1)
+    state = full.state_dict()
+    free -= read
+    with pytest.raises(MemoryError, match=r"steps take .* with what it takes to resume, and"):
+        PathReplay(36).load_state_dict(state)
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 3, 5])

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import shutil
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +14,23 @@ import pyro.distributions as dist
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from test_sql import BOX, PAIR, Wind
 from torch import Tensor
 
-from inference_rl import SAC, CategoricalPrior, EnvironmentModel, infer, load_target
-from inference_rl.inference import sac
+from inference_rl import (
+    SAC,
+    SQL,
+    CategoricalPrior,
+    EnvironmentModel,
+    Exact,
+    InferenceResult,
+    PolicyPrior,
+    UniformPrior,
+    infer,
+    load_target,
+)
+from inference_rl.cli import main
+from inference_rl.inference import learned, sac, sql
 from inference_rl.learning import memory
 from inference_rl.learning.collection import Collector
 from inference_rl.simulate import environments
@@ -110,6 +128,9 @@ SMALL: dict[str, Any] = {
 }
 
 
+ANNEALED: dict[str, Any] = {"temperature": 0.2, "final_temperature": 0.02}
+
+
 class Counting(EnvironmentModel):
     """Counts up, and terminates at four."""
 
@@ -174,6 +195,18 @@ def test_the_temperature_stays_within_its_bounds() -> None:
             assert found.temperature == pytest.approx(expected)
 
 
+def test_a_temperature_that_is_not_tuned_asks_for_no_divergence() -> None:
+    """To get a number from a GPU is to wait for it; a tensor on device meta has none to give."""
+    model, unknown = load_target("chain"), torch.empty((), device="meta")
+    for moves in ({}, {"final_temperature": 0.01}, {"temperature": "auto"}):
+        tempering = learned.Tempering(SAC(**SMALL | moves), model, model.action_prior)
+        if "temperature" in moves:
+            with pytest.raises(RuntimeError, match="meta"):
+                tempering.update(unknown, 1)
+        else:
+            tempering.update(unknown, 1)
+
+
 def test_a_target_that_no_policy_meets_is_said() -> None:
     settings = SAC(**SMALL | {"temperature": "auto"}, target_entropy=0.8)
     with pytest.warns(UserWarning, match=r"target entropy below 0.693147 nats, .* got .*0.8\)"):
@@ -216,6 +249,23 @@ def test_a_device_that_is_not_there() -> None:
         infer(load_target("chain"), SAC(**SMALL, device="cuda"))
 
 
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [(None, r"a C\+\+ compiler, found none; inst"), ("g++", r".* found no Python\.h in /.*; ")],
+    ids=["no compiler", "no headers"],
+)
+def test_updates_are_not_compiled_where_there_is_nothing_to_compile_with(
+    compiler: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: compiler)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    model = load_target("chain")
+    long = SMALL | {"total_steps": 10**6}
+    assert not sac._learner(SAC(**long), model, model.action_prior).compiled
+    with pytest.raises(ValueError, match=f"^compile: expected, for updates .* code, {said}"):
+        sac._learner(SAC(**SMALL, compile="on"), model, model.action_prior)
+
+
 def test_more_than_was_collected_cannot_be_drawn() -> None:
     with pytest.raises(ValueError, match=r"warmup_steps: expected at least the 64 .* got 40"):
         SAC(**SMALL | {"batch_size": 64})
@@ -240,6 +290,60 @@ def test_steps_side_by_side_are_taken_from_the_same_parameters() -> None:
     assert after[True].updates == after[False].updates > 1
     differ = after[True].policy.parameters_of.table - after[False].policy.parameters_of.table
     assert differ.abs().max() > 0
+
+
+class Precise(Regulator):
+    """Its states have twice the precision of networks."""
+
+    def initial_state(self) -> Any:
+        return dist.Normal(torch.zeros(2, dtype=torch.float64), 0.5).to_event(1)
+
+    def transition(self, state: Tensor, action: Tensor) -> Any:
+        return super().transition(state, action.to(state.dtype))
+
+
+def test_actions_of_the_prior_have_the_precision_of_those_of_the_policy() -> None:
+    """An episode that begins with the one goes on with the other."""
+    model = Precise()
+    learner = sac._learner(SAC(**SMALL), model, model.action_prior)
+    collector = Collector(environments(model, 2), 0)
+    found = []
+    while learner.updates == 0:
+        data = learner.collect(collector)
+        learner.update(data)
+        found.append((data.state.dtype, data.action.dtype))
+    data = learner.collect(collector)
+    found.append((data.state.dtype, data.action.dtype))
+    assert len(found) > 5
+    assert set(found) == {(torch.float64, torch.float32)}
+
+
+@pytest.mark.parametrize(
+    ("routine", "make"),
+    [(SAC(**SMALL, learn_prior=True), sac._learner), (SQL(**SMALL | ANNEALED), sql._learner)],
+    ids=["sac", "sql"],
+)
+def test_who_acts_is_who_was_learned_after_every_round(routine: Any, make: Any) -> None:
+    """On a GPU the policy and the prior that act are copies, and so they are here."""
+    model = load_target("chain")
+    torch.manual_seed(0)
+    learner = make(routine, model, model.action_prior)
+    learner.policy = copy.deepcopy(learner.policy)
+    pairs = [(learner.policy, learner._learned)]
+    if "prior" in learner.parts:
+        learner.prior = copy.deepcopy(learner.prior)
+        pairs.append((learner.prior, learner.parts["prior"].module))
+    collector, moved = Collector(environments(model, 2), 0), 0
+    while learner.updates < 40:
+        before = [copy.deepcopy(acting.state_dict()) for acting, _ in pairs]
+        learner.update(learner.collect(collector))
+        for (acting, behind), was in zip(pairs, before, strict=True):
+            for name, value in behind.state_dict().items():
+                assert torch.equal(acting.state_dict()[name], value)
+                moved += not torch.equal(was[name], value)
+    assert moved >= 10  # in five rounds of updates policy and prior, or Q and its temperature
+    if isinstance(routine, SQL):
+        assert float(learner.policy.temperature) == pytest.approx(learner.tempering.temperature)
 
 
 def test_the_result_has_q_and_comes_back_from_disk(tmp_path: Any) -> None:
@@ -267,7 +371,7 @@ def test_a_learned_prior_is_the_policys_marginal(target: str) -> None:
         learner.update(learner.collect(collector))
     for i in range(400):  # the policy stays where it is
         given = (*learner._batch(i), torch.tensor(0.1))
-        learner._descend({"prior": learner._graphs["prior"](*given)})
+        learner._descend("prior", learner._graphs["prior"](*given))
     state = learner.replay.sample(4000, 1, 0).state[0]
     with torch.no_grad():
         action = learner.policy(state, torch.zeros(4000, dtype=torch.long)).sample()
@@ -289,3 +393,55 @@ def test_a_learned_prior_takes_the_place_of_no_other() -> None:
             SAC(**SMALL, learn_prior=True),
             prior=CategoricalPrior(probs=[0.5, 0.5]),
         )
+
+
+@pytest.mark.parametrize("space", [Discrete(3), PAIR, BOX])
+def test_a_learned_prior_is_saved_and_is_one_for_others(space: Any, tmp_path: Path) -> None:
+    model, brief = Wind(space), SMALL | {"updates_per_step": 0.2, "total_steps": 200}
+    result = infer(model, SAC(**brief, learn_prior=True, learning_rate=3e-2))
+    result.save(tmp_path / "once")
+    loaded = InferenceResult.load(tmp_path / "once", model=model)
+    loaded.save(tmp_path / "twice")
+    again = InferenceResult.load(tmp_path / "twice", model=model)
+    state = model.initial_state().sample((5,))
+    priors = [it.prior_source() for it in (result, loaded, again)]  # type: ignore[misc]
+    priors.append(PolicyPrior(tmp_path / "once", marginal=True))
+    action = priors[0](state).sample()
+    log_prob = priors[0](state).log_prob(action)
+    assert (log_prob - UniformPrior(space)(state).log_prob(action)).abs().max() > 0.01
+    for prior in priors[1:]:
+        assert torch.equal(prior(state).log_prob(action), log_prob)
+    weights = [it.sample(8, seed=1)["sample_stats"]["log_weight"] for it in (result, loaded)]
+    np.testing.assert_array_equal(*weights)
+    assert loaded.summary() | {"seconds": 0} == result.summary() | {"seconds": 0}
+    assert learned._restriction(model, priors[-1]) == (None, None), "it forbids nothing"
+
+
+def test_a_marginal_that_was_not_learned(tmp_path: Path) -> None:
+    result = infer(load_target("chain"), Exact(temperature=0.1))
+    result.save(tmp_path)
+    with pytest.raises(ValueError, match=r": expected a run whose prior was learned, got one with"):
+        PolicyPrior(tmp_path, marginal=True)
+    with pytest.raises(
+        TypeError, match="PolicyPrior: expected with marginal=True the directory of"
+    ):
+        PolicyPrior(result.policy, marginal=True)
+
+
+def test_the_command_learns_a_prior_and_takes_it_for_another_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brief = ["--total-steps", "300", "--warmup-steps", "256", "--evaluation-episodes", "0"]
+    brief += ["--hidden", "8", "--episodes", "2", "--json"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    main(["infer", "CartPole-v1", "sac", *brief, "--learn-prior", "--out", str(first)])
+    main(["evaluate", str(first), "--episodes", "2", "--json"])
+    arguments = json.dumps({"policy": str(first), "marginal": True})
+    words = ["--prior", "policy", "--prior-kwargs", arguments]
+    main(["infer", "CartPole-v1", "sql", *brief, *words, "--out", str(second)])
+    capsys.readouterr()
+    log_prior = InferenceResult.load(second).policy.log_prior
+    state = torch.zeros(1, 4)
+    expected = InferenceResult.load(first).prior_source()(state)  # type: ignore[misc]
+    torch.testing.assert_close(log_prior, expected.logits[0])
+    assert (log_prior - log_prior.mean()).abs().max() > 1e-4

@@ -58,6 +58,8 @@ OF_ONE: list[tuple[Any, dict[str, Any], str]] = [
     (SQL, {"batch_size": 0}, "batch_size: expected a number >= 1, got 0"),
     (SQL, {"updates_per_step": 0}, "updates_per_step: expected a number > 0, got 0"),
     (SQL, {"warmup_steps": -1}, "warmup_steps: expected a number >= 0, got -1"),
+    (SQL, {"initial_temperature": 2e8}, r"initial_temperature: .* in \[1e-08, 1.*0\], got 2"),
+    (SQL, {"least_temperature": 2}, r"initial_temperature: expected a .* in \[2, 1.*0\], got 1.0"),
     (REPS, {"kind": "steps"}, "kind: expected one of 'step', 'episodic', got 'steps'"),
     (REPS, {"form": "tabel"}, "form: expected one of 'auto', 'table', 'linear', 'neural', got"),
     (REPS, {"context": 3}, "context: expected a tuple in which each is a whole number, got 3"),

@@ -297,7 +297,8 @@ class ByHand:
 def moments_apart(by_hand: ByHand, a: Tensor, learner: Any, b: Tensor) -> float:
     """How far apart what Adam remembers of the gradients of two parameters is."""
     states = [adam.state[a] for adam in by_hand.adam if a in adam.state]
-    mine, other = states[0] if states else {}, learner.optimiser.state.get(b, {})
+    others = [adam.state[b] for adam in learner.optimisers.values() if b in adam.state]
+    mine, other = states[0] if states else {}, others[0] if others else {}
     assert mine.keys() == other.keys()
     names = [name for name in mine if name.startswith("exp_avg")]
     assert len(names) in (0, 2)
@@ -315,6 +316,7 @@ def compared(routine: Any, updates: int, twin: str = "", dtype: Any = torch.floa
     worst = 0.0
     for _ in range(updates):
         expected, found = by_hand.update(), learner._update()
+        learner.settle()
         worst = max(worst, *(abs(float(found[k]) - v) for k, v in expected.items()))
     assert ("policy_loss" in expected) == ("policy_loss" in found)
     pairs = [
@@ -522,6 +524,16 @@ def test_width_and_temperature_move_over_the_run_and_are_saved(
     loaded_q: Any = InferenceResult.load(tmp_path / "run").q
     given = state, torch.zeros(5, 1), torch.zeros(5)
     assert torch.equal(loaded_q(*given), result.q(*given))
+
+
+def test_what_the_latest_update_of_each_part_gave_is_logged() -> None:
+    """Every row here comes after an update of Q alone; before the first there was but one."""
+    torch.set_default_dtype(torch.float32)
+    result = infer(load_target("Pendulum-v1"), SoftTD3(**BRIEF, policy_every=2), seed=2)
+    assert [row["steps"] for row in result.metrics] == [20, 40, 60]
+    assert ["policy_loss" in row for row in result.metrics] == [False, True, True]
+    assert all("q_loss" in row for row in result.metrics)
+    assert result.metrics[1]["policy_loss"] != result.metrics[2]["policy_loss"]
 
 
 # What is refused

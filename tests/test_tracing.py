@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pyro
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from inference_rl.learning import tracing
 from inference_rl.learning.tracing import Graph
 from inference_rl.randomness import torch_seeded
 
@@ -140,3 +143,60 @@ def test_what_cannot_be_recorded_is_run_as_it_is_with_one_warning(function) -> N
         for shift in (-3.0, 3.0):
             (found,) = recorded(STATE + shift)
             assert torch.equal(found, function(STATE + shift)[0])
+
+
+class Chosen(nn.Module):
+    """One of its rows, by a number that it keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("which", torch.tensor(3))
+        self.register_buffer("reversed", torch.tensor(True))
+
+    def forward(self, state: Tensor) -> tuple[Tensor, ...]:
+        row = state.index_select(0, self.which.reshape(1))
+        return (torch.where(self.reversed, -row, row),)
+
+
+def test_whole_numbers_and_truths_that_a_program_keeps_stay_such() -> None:
+    module = Chosen()
+    recorded = graph(module)
+    assert torch.equal(recorded(STATE)[0], -STATE[3:])
+    assert recorded.traced
+    module.which.fill_(1)
+    module.reversed.fill_(False)
+    assert torch.equal(recorded(STATE)[0], STATE[1:2])
+
+
+def test_noise_that_cannot_be_drawn_on_the_cpu_is_found_out_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def elsewhere() -> tuple[Tensor, ...]:
+        raise RuntimeError("Expected all tensors to be on the same device")
+
+    monkeypatch.setattr(tracing, "_drawn_on_the_cpu", lambda noise, device: elsewhere)
+    recorded = graph(Loss())
+    with pytest.warns(UserWarning, match="cannot be recorded .*Expected all tensors to be on the "):
+        recorded.prepared(STATE, WEIGHT)()
+    assert not recorded.traced
+
+
+def test_what_runs_as_it_is_elsewhere_draws_by_a_seed_from_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a device whose tensors have no numbers, there being no other one everywhere."""
+    seeds: list[tuple[int, str]] = []
+
+    @contextlib.contextmanager
+    def noted(seed: int, device: torch.device) -> Iterator[None]:
+        seeds.append((seed, device.type))
+        yield
+
+    monkeypatch.setattr(tracing, "torch_seeded", noted)
+    recorded = Graph(lambda state: (state + torch.randn(4, 3),), [], compiled=False)
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        (found,) = recorded._as_it_is((STATE.to("meta"),))
+        assert found.device.type == "meta"
+    assert seeds[0] == seeds[1] != seeds[2]
+    assert {device for _, device in seeds} == {"meta"}

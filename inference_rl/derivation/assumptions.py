@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from inference_rl.derivation.step import Assumption
-from inference_rl.derivation.subject import MOST_STATES, Subject
+from inference_rl.derivation.subject import MOST_STATES, Subject, choices
 
 SMALL_BOX = 2
 """Dimensions of actions over which a density is integrated on a grid."""
@@ -25,6 +25,14 @@ def _not_finite(subject: Subject) -> str | None:
     if bool(subject.finite.is_terminal.all()):
         return "every state ends the episode, so that there is nothing to decide"
     return None
+
+
+def _not_listable(subject: Subject) -> str | None:
+    if (reason := _not_finite(subject)) is not None:
+        return reason
+    if subject.has_excerpt:
+        return None
+    return "one step of it has too many outcomes to list all trajectories"
 
 
 def _too_large(subject: Subject) -> str | None:
@@ -61,7 +69,7 @@ def _fans_out(subject: Subject) -> bool:
 
 
 def _certain_excerpt(subject: Subject) -> str | None:
-    if (reason := _not_finite(subject)) is not None:
+    if (reason := _not_listable(subject)) is not None:
         return reason
     chances = np.exp(subject.paths.log_dynamics)
     if (chances < 1 - 1e-12).any():
@@ -75,6 +83,8 @@ def _certain_excerpt(subject: Subject) -> str | None:
 def _one_choice(subject: Subject) -> str | None:
     if (reason := _too_large(subject)) is not None:
         return reason
+    if subject.tables.discount == 0:
+        return "its discount is 0, so that nothing counts that follows a choice"
     if (subject.tables.moves @ subject.tables.live).any():
         return None
     return "every action ends the episode, so that no choice follows another"
@@ -93,6 +103,12 @@ def _forbids(subject: Subject) -> str | None:
     if (subject.tables.prior[subject.tables.live] > 0).all():
         return None
     return "its action prior forbids actions, which would take a reward of −∞"
+
+
+def _listed(subject: Subject) -> str | None:
+    if subject.finite is None:
+        return None
+    return _not_finite(subject) or "its trajectories are listed one by one in place of drawn"
 
 
 def _undiscounted(subject: Subject) -> str | None:
@@ -132,6 +148,8 @@ def _no_small_box(subject: Subject) -> str | None:
 
 
 finite = Assumption("finite states and actions, known probabilities", _not_finite)
+listable = Assumption("finite, with few outcomes of every step", _not_listable)
+drawn = Assumption("states or actions that cannot be listed", _listed)
 solvable = Assumption(f"finite, at most {MOST_STATES:,} states", _too_large)
 noisy = Assumption("finite, with random transitions", _certain)
 sequential = Assumption("finite, with one choice after another", _one_choice)
@@ -148,10 +166,19 @@ small_box = Assumption(f"actions in a box of at most {SMALL_BOX} dimensions", _n
 
 def one_action(subject: Subject) -> str | None:
     """Why a mistake about choices makes no difference."""
-    if subject.finite is None:
+    if subject.finite is None or bool(choices(subject.finite).any()):
         return None
-    allowed = (subject.finite.log_prior.exp() > 0).sum(-1)[~subject.finite.is_terminal]
-    return "there is but one action to choose" if bool((allowed <= 1).all()) else None
+    return "there is but one action to choose"
+
+
+def no_choice(subject: Subject) -> str | None:
+    """Why a mistake about choices makes no difference in the excerpt."""
+    assert subject.finite is not None
+    model = subject.discounted_excerpt
+    counts = choices(model)
+    if model.discount == 0:
+        counts = counts & (model.initial > 0)
+    return None if bool(counts.any()) else "there is but one action to choose"
 
 
 def nothing_at_stake(subject: Subject) -> str | None:
@@ -171,6 +198,13 @@ def nothing_paid(subject: Subject) -> str | None:
     assert subject.finite is not None
     paid = subject.finite.rewards[subject.finite.probabilities > 0]
     return "nothing is ever paid" if not bool(paid.any()) else None
+
+
+def nothing_earned(subject: Subject) -> str | None:
+    """Why a mistake about what is paid on average makes no difference."""
+    tables = subject.tables
+    paid = np.where(tables.prior > 0, np.abs(tables.gain), 0.0)[tables.live]
+    return "nothing is paid on average" if paid.max() <= 1e-9 * subject.size("reward") else None
 
 
 def too_coarse(subject: Subject) -> str | None:

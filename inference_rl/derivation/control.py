@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -9,8 +12,6 @@ from inference_rl.backups import soft_policy as library_policy
 from inference_rl.derivation import assumptions, regulator
 from inference_rl.derivation.independent import (
     Array,
-    best_value,
-    divergence,
     soft_policy,
 )
 from inference_rl.derivation.step import Assumption, Check, Side, Step, Twin
@@ -90,7 +91,7 @@ SOFT_BELLMAN = Step(
                 "the greatest Q in place of the log-mean-exp, as in regular RL",
                 "right",
                 _greatest,
-                blind=assumptions.one_action,
+                blind=assumptions.nothing_at_stake,
             ),
             tolerance=1e-9,
             over=("state",),
@@ -116,6 +117,19 @@ SOFT_BELLMAN = Step(
 )
 
 
+def _linear_actions(subject: Subject) -> Array:
+    """As `regulator.best_actions`, by the library."""
+    assert subject.linear is not None
+    policy = regulator.solved(subject.linear, subject.temperature, "control").policy
+    chosen: Any = policy(torch.as_tensor(regulator.some_states(subject)[:, :-1]), 0)
+    return np.concatenate([chosen.mean.detach().numpy(), chosen.variance.detach().numpy()[:1]])
+
+
+def _coordinates(subject: Subject) -> Sequence[str]:
+    assert subject.linear is not None
+    return [f"action coordinate {i + 1}" for i in range(subject.linear.B.shape[1])]
+
+
 def _softmax_of_q(subject: Subject) -> Array:
     tables = subject.tables
     return live(subject, soft_policy(independent_q(subject), tables.prior, subject.temperature))
@@ -124,7 +138,7 @@ def _softmax_of_q(subject: Subject) -> Array:
 def _boltzmann_of_regular_q(subject: Subject) -> Array:
     """The policy with the Q of a temperature a thousand times lower: that of regular RL, nearly."""
     tables = subject.tables
-    q = tables.action_value(best_value(tables, subject.temperature / 1000))
+    q = tables.action_value(subject.best_value_at(subject.temperature / 1000))
     return live(subject, soft_policy(q, tables.prior, subject.temperature))
 
 
@@ -180,6 +194,24 @@ POLICY = Step(
                 blind=assumptions.one_action,
             ),
         ),
+        Check(
+            needs=(assumptions.linear,),
+            left=Side(
+                "means and variances of the policy of exact inference at some states",
+                _linear_actions,
+            ),
+            right=Side(
+                "those of the Gaussian ∝ ρ e^{Q/α}, from the Riccati recursion in NumPy",
+                regulator.best_actions,
+            ),
+            twin=Twin(
+                "the covariance is α H⁻¹, without the half",
+                "right",
+                lambda subject: regulator.best_actions(subject, spread=2.0),
+            ),
+            tolerance=1e-9,
+            over=((*regulator.STATES, "the variance"), _coordinates),
+        ),
     ),
     reference="Levine (2018), arXiv:1805.00909, §3.3; Haarnoja et al. (2017), theorem 1",
     about=library_policy,
@@ -189,11 +221,13 @@ POLICY = Step(
 def _later_selves_agree(subject: Subject) -> str | None:
     """Whether being soft costs the same after every action, so that the two Qs prefer alike."""
     tables = subject.tables
-    cold = tables.action_value(best_value(tables, subject.temperature / 1000))
+    cold = tables.action_value(subject.best_value_at(subject.temperature / 1000))
     apart = allowed(subject, (cold - independent_q(subject)) / subject.temperature)
     apart = apart[tables.live]
     if (np.nanmax(apart, axis=-1) - np.nanmin(apart, axis=-1)).max() <= 1e-6:
         return "being soft later on costs the same after every action"
+    if np.nanmax(np.abs(_boltzmann_of_regular_q(subject) - _softmax_of_q(subject))) <= 1e-8:
+        return "at so low a temperature both policies are all but deterministic"
     return None
 
 
@@ -205,10 +239,21 @@ def _regret(subject: Subject) -> Array:
     return live(subject, subject.control.v.numpy() - value)
 
 
+def log_ratio(subject: Subject) -> Array:
+    """log π*/ρ of exact inference, (S, A), from its messages, which never underflow; zero for what
+    is forbidden."""
+    control = subject.control
+    advantage = (control.q - control.v.unsqueeze(-1)).numpy() / subject.temperature
+    return np.where(subject.tables.prior > 0, advantage, 0.0)
+
+
 def _expected_divergence(subject: Subject, *, reverse: bool = False) -> Array:
-    best, policy = subject.control.policy.numpy(), subject.policy
-    apart = divergence(best, policy) if reverse else divergence(policy, best)
-    return live(subject, subject.temperature * subject.tables.along(policy, apart))
+    tables, policy = subject.tables, subject.policy
+    possible = np.where(tables.prior > 0, policy, 1.0) / np.where(tables.prior > 0, tables.prior, 1)
+    apart = np.log(possible) - log_ratio(subject)
+    weight = -subject.control.policy.numpy() if reverse else policy
+    along = tables.along(policy, (weight * apart).sum(-1))
+    return live(subject, subject.temperature * along)
 
 
 def _linear_regret(subject: Subject) -> float:

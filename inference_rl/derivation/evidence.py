@@ -1,435 +1,32 @@
-"""From one decision to the evidence of a whole trajectory."""
+"""The messages of the posterior, and the evidence of a whole trajectory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyro
 import torch
-from gymnasium.spaces import Discrete
 from pyro import poutine
 from scipy.special import logsumexp
 from torch import Tensor
 
-from inference_rl import decision
-from inference_rl.decision import decide
-from inference_rl.derivation import assumptions, quadrature, regulator, sampled
+from inference_rl.derivation import assumptions, regulator, sampled
 from inference_rl.derivation.independent import (
     Array,
-    Paths,
-    divergence,
-    soft_policy,
-    soft_value,
 )
+from inference_rl.derivation.joint import log_joint
 from inference_rl.derivation.step import Check, DoesNotApplyError, Estimate, Side, Step, Twin
-from inference_rl.derivation.subject import Subject, action_name, state_name
-from inference_rl.distributions import Optimality, as_probs
-from inference_rl.finite import FiniteModel
+from inference_rl.derivation.subject import Subject, action_name, choices
 from inference_rl.finite_messages import first_step, posterior_messages
 from inference_rl.policies import TabularPolicy
-from inference_rl.simulate import starting_states
 from inference_rl.trajectory import trajectory
-
-LISTED = 400
-"""Trajectories or transitions that are compared one by one."""
-
-GENTLE = 0.4
-"""Strength of a policy whose draws are weighted."""
 
 ENOUGH = 0.1
 """Share of the draws that have to count for their weights to be averaged."""
 
 DRAWS = 4000
 """Trajectories of which weights are averaged."""
-
-
-# --- One decision ---------------------------------------------------------------------------------
-
-
-def decisions(subject: Subject) -> tuple[Tensor, Array, Array, Array]:
-    """Some states (N,), their prior and some policy, (N, A), and some Q, (N, A), reward units."""
-    space = subject.model.action_space
-    assert isinstance(space, Discrete)
-    if subject.finite is not None:
-        part = subject.discounted_excerpt
-        states = (~part.is_terminal).nonzero().squeeze(-1)
-        prior = part.log_prior.exp()[states].numpy()
-        known = part.expected_reward()[states].numpy()
-    else:
-        states = starting_states(subject.model)
-        prior = as_probs(subject.prior(states), int(space.n)).double().numpy()
-        known = np.zeros_like(prior)
-    generator = subject.generator("decisions")
-    q = known + 2 * subject.temperature * generator.normal(size=prior.shape)
-    policy = soft_policy(generator.normal(size=prior.shape), prior, 1.0)
-    return states, prior, policy, q
-
-
-def decided(
-    subject: Subject, states: Tensor, prior: Array, policy: Array, q: Array
-) -> decision.Decision:
-    """The program of one decision in every state, by all actions; tables as in `decisions`."""
-    rows = torch.arange(len(states))
-    return decide(
-        rows,
-        lambda state: TabularPolicy(torch.as_tensor(policy))(state),
-        lambda state: TabularPolicy(torch.as_tensor(prior))(state),
-        lambda _: torch.as_tensor(q).mT,
-        temperature=torch.tensor(subject.temperature),
-        action_space=subject.model.action_space,
-        actions=decision.every_action(subject.model.action_space),
-    )
-
-
-def decision_names(subject: Subject) -> Sequence[str]:
-    """What to call the states of `decisions`."""
-    if subject.finite is None:
-        return [f"start {i + 1}" for i in range(len(decisions(subject)[0]))]
-    part = subject.discounted_excerpt
-    return [str(part.state_labels[s]) for s in decisions(subject)[0]]  # type: ignore[index]
-
-
-def _bound_and_gap(subject: Subject, sign: float) -> Array:
-    states, prior, policy, q = decisions(subject)
-    bound = decision.bound(decided(subject, states, prior, policy, q))[0].numpy()
-    paid = (1 - sign) * divergence(policy, prior)
-    best = soft_policy(q, prior, subject.temperature)
-    return np.asarray(bound + subject.temperature * (divergence(policy, best) + paid))
-
-
-DECISION = Step(
-    id="one-decision",
-    title="One decision",
-    explanation=(
-        "Suppose that action a is worth Q(a), and that being far from one's habits ρ has a price, "
-        "the temperature for every nat. Whoever weighs both does best by the policy ρ e^{Q/α}, "
-        "normalised, and what is best is the logarithm of its normaliser. Every other policy falls "
-        "short of that by α times its divergence from the best one. So deciding is inferring: the "
-        "best policy is a posterior, and V its log-evidence."
-    ),
-    formulas=(
-        r"V = \alpha \log \sum_a \rho(a)\, e^{Q(a) / \alpha}",
-        r"V = \mathbb{E}_\pi\left[ Q(a) - \alpha \log \frac{\pi(a)}{\rho(a)} \right]"
-        r" + \alpha\, \mathrm{KL}(\pi \,\|\, \pi^*)",
-        r"\pi^*(a) = \rho(a)\, e^{(Q(a) - V) / \alpha}",
-    ),
-    relation="=",
-    unit="reward",
-    checks=(
-        Check(
-            needs=(assumptions.discrete,),
-            left=Side(
-                "α times the log-mean-exp of some Q under the prior, by SciPy",
-                lambda subject: soft_value(*_q_and_prior(subject), subject.temperature),
-            ),
-            right=Side(
-                "the bound of some policy by the Pyro program of one decision, plus α times its "
-                "divergence from the best one, by its definition",
-                lambda subject: _bound_and_gap(subject, 1.0),
-            ),
-            twin=Twin(
-                "the divergence from the prior is paid out in place of being paid for",
-                "right",
-                lambda subject: _bound_and_gap(subject, -1.0),
-                blind=assumptions.one_action,
-            ),
-            over=(decision_names,),
-        ),
-        Check(
-            needs=(assumptions.small_box,),
-            left=Side(
-                "an integral of ρ e^{Q/α} over the box, by Gauss-Legendre quadrature, of some Q",
-                quadrature.evidence,
-            ),
-            right=Side(
-                "the program of one decision, by draws of a policy that are weighted by ρ/π",
-                lambda subject: quadrature.weighted_evidence(subject, quadrature.MANY),
-            ),
-            twin=Twin(
-                "the density of the draws is forgotten in their weights",
-                "right",
-                lambda subject: quadrature.weighted_evidence(
-                    subject, quadrature.MANY, with_density=False
-                ),
-            ),
-            tolerance=1e-8,
-            over=(quadrature.names,),
-        ),
-    ),
-    reference="Levine (2018), arXiv:1805.00909, §2.3; Todorov (2009), doi:10.1073/pnas.0710743106",
-    about=decide,
-)
-
-
-def _q_and_prior(subject: Subject) -> tuple[Array, Array]:
-    _, prior, _, q = decisions(subject)
-    return q, prior
-
-
-# --- Reward as evidence ---------------------------------------------------------------------------
-
-
-def _spread(indices: Tensor, count: int) -> Tensor:
-    """So many of them, evenly spread, or all."""
-    places = np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)
-    return indices[np.unique(places)]
-
-
-def _transitions(subject: Subject) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """State, action, next state and the place in the tables of some transitions, (N,)."""
-    model = subject.finite
-    assert model is not None
-    possible = (model.probabilities > 0).nonzero().squeeze(-1)
-    paid = possible[model.rewards[possible] != 0]
-    chosen = torch.cat([_spread(paid, LISTED // 2), _spread(possible, LISTED // 2)]).unique()
-    row = model.rows()[chosen]
-    state, action = row // model.num_actions, row % model.num_actions
-    return state, action, model.successors[chosen].long(), chosen
-
-
-def _transition_names(subject: Subject) -> Sequence[str]:
-    state, action, after, _ = _transitions(subject)
-    assert subject.finite is not None
-    model = subject.finite
-    return [
-        f"{state_name(model, s)}, {action_name(model, a)}, to {state_name(model, x)}"
-        for s, a, x in zip(state.tolist(), action.tolist(), after.tolist(), strict=True)
-    ]
-
-
-def _optimality_of_transitions(subject: Subject) -> Tensor:
-    """log p(O = 1) of one step as the program has it."""
-    state, action, after, _ = _transitions(subject)
-    program = poutine.condition(
-        trajectory, data={"state_0": state, "action_0": action, "state_1": after}
-    )
-    with pyro.plate("transitions", len(state)):
-        trace = poutine.trace(program).get_trace(
-            subject.model, subject.prior, 1, temperature=subject.temperature
-        )
-    trace.compute_log_prob()
-    found: Any = trace.nodes["optimality_0"]["log_prob"]
-    return torch.as_tensor(found).expand(len(state))
-
-
-def _paid(subject: Subject, sign: float = 1.0) -> Tensor:
-    assert subject.finite is not None
-    return sign * subject.finite.rewards[_transitions(subject)[3]] / subject.temperature
-
-
-def some_rollouts(subject: Subject, name: str = "guide") -> sampled.Rollouts:
-    """Trajectories that the program drew under a policy not far from the prior."""
-    return sampled.draw(subject, sampled.SomePolicy(subject, name, GENTLE), name)
-
-
-def _stepped(subject: Subject, sign: float = 1.0) -> Tensor:
-    reward, _ = sampled.stepped(subject, some_rollouts(subject))
-    return sign * reward[:, : LISTED // 4] / subject.temperature
-
-
-def nothing_paid_on_the_way(subject: Subject) -> str | None:
-    """Why a mistake about rewards does not show on trajectories that were drawn."""
-    return None if bool(_stepped(subject).any()) else "nothing is paid in so few steps"
-
-
-def _sampled_steps(subject: Subject) -> Sequence[str]:
-    return [f"step {t}" for t in range(sampled.steps(subject))]
-
-
-def _sampled_paths(subject: Subject) -> Sequence[str]:
-    return [f"trajectory {i + 1}" for i in range(min(LISTED // 4, sampled.paths(subject)))]
-
-
-REWARD = Step(
-    id="reward-as-evidence",
-    title="Reward as evidence",
-    explanation=(
-        "Every step has a variable O that is observed to be 1, “this step went well”, and reward "
-        "is its log-likelihood in units of the temperature. So good steps are likely given that "
-        "all went well, and a small temperature makes the evidence strong. It is a factor and not "
-        "a probability: a positive reward is legal, because a constant changes no posterior."
-    ),
-    formulas=(r"\log p(O_t = 1 \mid s, a, s') = \frac{r(s, a, s')}{\alpha}",),
-    relation="=",
-    unit="nats",
-    checks=(
-        Check(
-            needs=(assumptions.finite,),
-            left=Side(
-                "log-probability of the site optimality_0 in a trace of the trajectory program",
-                _optimality_of_transitions,
-            ),
-            right=Side("the rewards of the model as a table, over the temperature", _paid),
-            twin=Twin(
-                "a cost is taken for a reward: the sign is wrong",
-                "right",
-                lambda subject: _paid(subject, -1.0),
-                blind=assumptions.nothing_paid,
-            ),
-            over=(_transition_names,),
-        ),
-        Check(
-            left=Side(
-                "log-probabilities of the sites optimality_t of trajectories that the program drew",
-                lambda subject: some_rollouts(subject).log_weight[:, : LISTED // 4],
-            ),
-            right=Side(
-                "the same actions taken without the program, and what they were paid, over the "
-                "temperature",
-                _stepped,
-            ),
-            twin=Twin(
-                "a cost is taken for a reward: the sign is wrong",
-                "right",
-                lambda subject: _stepped(subject, -1.0),
-                blind=lambda subject: (
-                    None if bool(_stepped(subject).any()) else "nothing is paid in so few steps"
-                ),
-            ),
-            tolerance=1e-6,
-            over=(_sampled_steps, _sampled_paths),
-        ),
-    ),
-    reference="Levine (2018), arXiv:1805.00909, §2.2",
-    about=Optimality,
-)
-
-
-# --- The joint ------------------------------------------------------------------------------------
-
-
-def log_joint(subject: Subject) -> Array:
-    """log p(τ, O) of every trajectory of the excerpt, nats, (N,)."""
-    paths, prior = subject.paths, subject.excerpt.log_prior.exp().numpy()
-    return np.asarray(paths.log_chance(prior) + paths.rewards.sum(0) / subject.temperature)
-
-
-def listed(paths: Paths) -> Array:
-    """Numbers of some trajectories, spread over all."""
-    count = paths.states.shape[1]
-    return np.unique(np.linspace(0, count - 1, LISTED).astype(int))
-
-
-def listed_names(subject: Subject) -> Sequence[str]:
-    return [f"trajectory {i + 1}" for i in listed(subject.paths)]
-
-
-def traced(
-    model: FiniteModel, paths: Paths, which: Array, factor: object, temperature: float | None
-) -> Array:
-    """log-probability of some trajectories under the program, nats, (N,)."""
-    assert model.horizon is not None
-    data = {f"state_{t}": torch.as_tensor(s) for t, s in enumerate(paths.states[:, which])}
-    data |= {f"action_{t}": torch.as_tensor(a) for t, a in enumerate(paths.actions[:, which])}
-    program = poutine.condition(trajectory, data=data)
-    with pyro.plate("trajectories", len(which)):
-        trace = poutine.trace(program).get_trace(
-            model, factor, model.horizon, temperature=temperature
-        )
-    trace.compute_log_prob()
-    sites = [node["log_prob"].expand(len(which)) for node in _sampled_nodes(trace)]
-    return np.asarray(torch.stack(sites).sum(0))
-
-
-def _sampled_nodes(trace: Any) -> list[dict[str, Tensor]]:
-    return [node for node in trace.nodes.values() if "log_prob" in node]
-
-
-def _joint(subject: Subject, *, with_prior: bool = True) -> Array:
-    """The same by hand, with the idle actions after an end, which are uniform in the program."""
-    paths = subject.paths
-    idle = -np.log(subject.excerpt.num_actions) * (~paths.alive).sum(0)
-    prior = subject.excerpt.log_prior.exp().numpy()
-    log_p = log_joint(subject)
-    if not with_prior:
-        log_p = log_p - (paths.log_chance(prior) - paths.log_start - paths.log_dynamics.sum(0))
-    return np.asarray((log_p + idle)[listed(paths)])
-
-
-def _by_hand(subject: Subject, *, with_reward: bool = True) -> Tensor:
-    """log p(τ, O) of what the program drew, from the model's own methods or a simulator."""
-    rollouts = some_rollouts(subject)
-    reward, alive = sampled.stepped(subject, rollouts)
-    total = torch.zeros(sampled.paths(subject), dtype=torch.float64)
-    for t, action in enumerate(rollouts.actions):
-        state, after = rollouts.states[t], rollouts.states[t + 1]
-        gained = subject.prior(state).log_prob(action).double()
-        if with_reward:
-            gained = gained + reward[t] / subject.temperature
-        if not subject.simulated:
-            gained = gained + subject.model.transition(state, action).log_prob(after).double()
-        total = total + torch.where(alive[t], gained, 0.0)
-    return total[:LISTED]
-
-
-def _all_paths(subject: Subject) -> Sequence[str]:
-    return [f"trajectory {i + 1}" for i in range(min(LISTED, sampled.paths(subject)))]
-
-
-JOINT = Step(
-    id="joint",
-    title="A trajectory and its evidence, as one program",
-    explanation=(
-        "Start, habits, dynamics and evidence together make one probabilistic program: states and "
-        "actions are drawn, and every O is observed. Its log-joint is a sum with one term for each "
-        "site. All that follows, reinforcement learning included, is inference in this program."
-    ),
-    formulas=(
-        r"\log p(\tau, O) = \log p(s_0) + \sum_t \left[ \log \rho(a_t \mid s_t)"
-        r" + \log p(s_{t+1} \mid s_t, a_t) + \frac{r_t}{\alpha} \right]",
-    ),
-    relation="=",
-    unit="nats",
-    checks=(
-        Check(
-            needs=(assumptions.finite,),
-            left=Side(
-                "the trajectory program, conditioned on a trajectory and traced by Pyro",
-                lambda subject: traced(
-                    subject.excerpt,
-                    subject.paths,
-                    listed(subject.paths),
-                    subject.excerpt.action_prior,
-                    subject.temperature,
-                ),
-            ),
-            right=Side("the terms of the sum, from the tables of the model", _joint),
-            twin=Twin(
-                "the action prior is left out",
-                "right",
-                lambda subject: _joint(subject, with_prior=False),
-                blind=assumptions.one_action,
-            ),
-            over=(listed_names,),
-        ),
-        Check(
-            left=Side(
-                "trajectories that the program drew under some policy, replayed as the model",
-                lambda subject: some_rollouts(subject).log_joint[:LISTED],
-            ),
-            right=Side(
-                "the terms of the sum, by calling the model's own methods, or by stepping the "
-                "simulator with the same actions",
-                _by_hand,
-            ),
-            twin=Twin(
-                "the evidence is left out: no reward",
-                "right",
-                lambda subject: _by_hand(subject, with_reward=False),
-                blind=nothing_paid_on_the_way,
-            ),
-            tolerance=1e-6,
-            over=(_all_paths,),
-        ),
-    ),
-    reference="Levine (2018), arXiv:1805.00909, §2.2",
-    about=trajectory,
-)
-
-
-# --- Messages, posterior, evidence ----------------------------------------------------------------
 
 
 def starts_of(subject: Subject) -> Array:
@@ -445,7 +42,8 @@ def start_names(subject: Subject) -> Sequence[str]:
 
 
 def action_names(subject: Subject) -> Sequence[str]:
-    return [subject.label("action", a) for a in range(subject.excerpt.num_actions)]
+    assert subject.finite is not None
+    return [action_name(subject.finite, a) for a in range(subject.finite.num_actions)]
 
 
 def _summed_from(subject: Subject, *, with_prior: bool = True) -> Array:
@@ -479,7 +77,7 @@ MESSAGES = Step(
     unit="nats",
     checks=(
         Check(
-            needs=(assumptions.finite,),
+            needs=(assumptions.listable,),
             left=Side(
                 "the library's posterior messages over a few steps",
                 lambda subject: posterior_messages(subject.excerpt, subject.temperature).v[0][
@@ -494,7 +92,7 @@ MESSAGES = Step(
                 "actions are added up in place of averaged by the prior",
                 "right",
                 lambda subject: _summed_from(subject, with_prior=False),
-                blind=assumptions.one_action,
+                blind=assumptions.no_choice,
             ),
             over=(start_names,),
         ),
@@ -524,6 +122,13 @@ def _likelihood_ratio(subject: Subject) -> Tensor:
     return (messages.q[0][starts] - messages.v[0][starts].unsqueeze(-1)).exp()
 
 
+def _no_choice_at_first(subject: Subject) -> str | None:
+    model = subject.excerpt
+    if bool(choices(model)[model.initial > 0].any()):
+        return None
+    return "there is but one action to choose where trajectories start"
+
+
 POSTERIOR_POLICY = Step(
     id="posterior-policy",
     title="What was done, given that all went well",
@@ -537,7 +142,7 @@ POSTERIOR_POLICY = Step(
     unit="",
     checks=(
         Check(
-            needs=(assumptions.finite,),
+            needs=(assumptions.listable,),
             left=Side(
                 "the policy of the library's posterior messages",
                 lambda subject: posterior_messages(subject.excerpt, subject.temperature).policy[0][
@@ -552,7 +157,7 @@ POSTERIOR_POLICY = Step(
                 "the prior in front is forgotten: the likelihood ratio alone",
                 "left",
                 _likelihood_ratio,
-                blind=assumptions.one_action,
+                blind=_no_choice_at_first,
             ),
             over=(start_names, action_names),
         ),
@@ -570,6 +175,15 @@ def log_evidence(subject: Subject) -> float:
     return float(start.logsumexp(0))
 
 
+def _one_trajectory(subject: Subject) -> str | None:
+    log_p = log_joint(subject)
+    if len(log_p) == 1:
+        return "there is but one trajectory"
+    if logsumexp(log_p) - log_p.max() <= 1e-9 * subject.size("nats"):
+        return "at so low a temperature one trajectory has all the weight"
+    return None
+
+
 EVIDENCE = Step(
     id="evidence",
     title="The evidence",
@@ -583,7 +197,7 @@ EVIDENCE = Step(
     unit="nats",
     checks=(
         Check(
-            needs=(assumptions.finite,),
+            needs=(assumptions.listable,),
             left=Side("the library's posterior messages over a few steps", log_evidence),
             right=Side(
                 "a sum over every single trajectory, from the tables of the model",
@@ -593,9 +207,7 @@ EVIDENCE = Step(
                 "the likeliest trajectory alone: a maximum in place of the sum",
                 "right",
                 lambda subject: float(log_joint(subject).max()),
-                blind=lambda subject: (
-                    None if len(log_joint(subject)) > 1 else "there is but one trajectory"
-                ),
+                blind=_one_trajectory,
             ),
         ),
         Check(
@@ -657,7 +269,7 @@ def _weights(subject: Subject, *, with_prior: bool = True) -> Estimate:
 
 def _sampled_evidence(subject: Subject, name: str, *, with_guide: bool = True) -> Estimate:
     """p(O | s_0) by weights of a policy's draws, relative to that by another's."""
-    rollouts = some_rollouts(subject, name)
+    rollouts = subject.rollouts(name)
     log_weight = rollouts.log_ratio
     if not with_guide:
         log_weight = log_weight + rollouts.log_guide.sum(0)
@@ -665,14 +277,14 @@ def _sampled_evidence(subject: Subject, name: str, *, with_guide: bool = True) -
 
 
 def reference_weight(subject: Subject) -> float:
-    rollouts = some_rollouts(subject)
+    rollouts = subject.rollouts("guide")
     return float(rollouts.log_ratio.logsumexp(0)) - np.log(sampled.paths(subject))
 
 
 def some_weight_dominates(subject: Subject) -> str | None:
     """Why sampled evidence cannot be trusted, or None."""
     for name in ("guide", "other guide"):
-        share = some_rollouts(subject, name).log_ratio.softmax(0)
+        share = subject.rollouts(name).log_ratio.softmax(0)
         effective = float(1 / share.square().sum())
         if effective < ENOUGH * len(share):
             return (
@@ -707,7 +319,7 @@ WEIGHTS = Step(
     unit="",
     checks=(
         Check(
-            needs=(assumptions.finite,),
+            needs=(assumptions.listable,),
             left=Side(
                 f"the mean weight of {DRAWS:,} trajectories that the program drew, over the "
                 "evidence; its standard error is from all trajectories",
@@ -724,6 +336,7 @@ WEIGHTS = Step(
             ),
         ),
         Check(
+            needs=(assumptions.drawn,),
             left=Side(
                 "the mean weight of trajectories that one policy drew, relative to a reference",
                 lambda subject: trusted_evidence(subject, "guide"),
@@ -744,4 +357,10 @@ WEIGHTS = Step(
     about=trajectory,
 )
 
-STEPS = (DECISION, REWARD, JOINT, MESSAGES, POSTERIOR_POLICY, EVIDENCE, WEIGHTS)
+
+STEPS = (
+    MESSAGES,
+    POSTERIOR_POLICY,
+    EVIDENCE,
+    WEIGHTS,
+)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-DENSE = 400
+DENSE = 1500
 """States up to which a linear system is solved as a full matrix."""
 
 ROUNDS = 1000

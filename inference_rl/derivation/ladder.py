@@ -8,7 +8,22 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from inference_rl.derivation import algorithms, bound, control, evidence, gradients, limits
+from inference_rl.derivation import (
+    bound,
+    consistency,
+    control,
+    decisions,
+    evidence,
+    fixed_width,
+    gradients,
+    guide,
+    joint,
+    limits,
+    reweighting,
+    soft_iteration,
+    soft_q_learning,
+    tempering,
+)
 from inference_rl.derivation.curves import Curves, curves
 from inference_rl.derivation.step import Finding, Step, evaluate
 from inference_rl.derivation.subject import Subject
@@ -16,12 +31,20 @@ from inference_rl.environment import EnvironmentModel
 from inference_rl.priors import ActionPrior
 
 STEPS: tuple[Step, ...] = (
+    *decisions.STEPS,
+    *joint.STEPS,
     *evidence.STEPS,
     *bound.STEPS,
+    *guide.STEPS,
     *control.STEPS,
     *limits.STEPS,
     *gradients.STEPS,
-    *algorithms.STEPS,
+    *soft_iteration.STEPS,
+    *soft_q_learning.STEPS,
+    *consistency.STEPS,
+    *reweighting.STEPS,
+    *tempering.STEPS,
+    *fixed_width.STEPS,
     control.REGRET,
 )
 
@@ -31,6 +54,7 @@ class Derivation:
     """Every step on a model.
 
     :ivar target: what the model is called. :ivar temperature: reward units.
+    :ivar notes: what of the model the steps look at, in sentences.
     :ivar findings: in the order of the ladder. :ivar curves: over temperature, if asked for and the
         model has any.
     """
@@ -43,6 +67,7 @@ class Derivation:
     action_space: str
     prior: str
     seed: int
+    notes: tuple[str, ...]
     findings: tuple[Finding, ...]
     seconds: float
     curves: Curves | None = None
@@ -118,6 +143,7 @@ def derive(
         action_space=str(model.action_space),
         prior="the model's own" if prior is None else type(prior).__name__,
         seed=seed,
+        notes=subject.notes(),
         findings=tuple(findings),
         seconds=time.perf_counter() - started,
         curves=drawn,

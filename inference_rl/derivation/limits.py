@@ -10,13 +10,14 @@ import torch
 from inference_rl.backups import control_q, soft_value
 from inference_rl.derivation import assumptions
 from inference_rl.derivation.control import live
-from inference_rl.derivation.independent import Array, best_value, soft_policy
+from inference_rl.derivation.independent import Array, best_value, divergence, soft_policy
 from inference_rl.derivation.step import Check, DoesNotApplyError, Side, Step, Twin
 from inference_rl.derivation.subject import Subject
+from inference_rl.distributions import log_or_impossible
 from inference_rl.finite import FiniteModel
 from inference_rl.finite_messages import control_messages
 
-PAIRS = ("two values at random", "the same, ten times as far apart", "a value and itself plus one")
+PAIRS = ("two values at random", "the same, ten times as far apart", "a value and one far above")
 
 
 # --- Contraction ----------------------------------------------------------------------------------
@@ -27,7 +28,20 @@ def _pairs(subject: Subject) -> list[tuple[Array, Array]]:
     acts = subject.tables.live
     one = subject.other_value
     apart = np.where(acts, subject.generator("apart").normal(size=acts.shape), 0.0)
-    return [(one, one + apart), (one, one + 10 * apart), (one, one + acts)]
+    far = 1000 * max(subject.size("reward"), float(np.abs(one).max()))
+    return [(one, one + apart), (one, one + 10 * apart), (one, one + far * acts)]
+
+
+def _ends_soon(subject: Subject) -> str | None:
+    tables = subject.tables
+    goes_on = (tables.moves @ tables.live).reshape(tables.prior.shape)
+    likeliest = np.where(tables.prior > 0, goes_on, 0.0)[tables.live].max()
+    if likeliest > tables.discount + 1e-9:
+        return None
+    return (
+        f"no action goes on with a probability above {likeliest:.3g}, so that even without a "
+        "discount values come closer by as much"
+    )
 
 
 def _apart_after(subject: Subject, discount: float) -> Array:
@@ -74,11 +88,7 @@ CONTRACTION = Step(
                 "the discount is forgotten in the backup",
                 "left",
                 lambda subject: _apart_after(subject, 1.0),
-                blind=lambda subject: (
-                    None
-                    if (subject.tables.moves @ subject.tables.live).any()
-                    else "every action ends the episode, so that nothing is left to discount"
-                ),
+                blind=_ends_soon,
             ),
             over=(PAIRS,),
         ),
@@ -100,7 +110,7 @@ def _cold_names(subject: Subject) -> Sequence[str]:
 
 def _library_value(subject: Subject, temperature: float, *, entropy_form: bool = False) -> Array:
     """V of exact inference at a temperature; or with α log|A| more for every step."""
-    found = control_messages(subject.whole, temperature)
+    found = subject.control_at(temperature)
     value = np.asarray(found.v)
     if entropy_form:
         steps = subject.tables.along(np.asarray(found.policy), np.ones_like(value))
@@ -112,7 +122,7 @@ def _regular(subject: Subject) -> tuple[Array, Array]:
     """V of regular RL and a policy that attains it, by policy iteration."""
     tables = subject.tables
     try:
-        value = best_value(tables, 0.0)
+        value = subject.best_value_at(0.0)
     except (np.linalg.LinAlgError, RuntimeError) as error:
         raise DoesNotApplyError(
             "without a discount waiting may be free here, and a linear system tells nothing of it"
@@ -120,18 +130,13 @@ def _regular(subject: Subject) -> tuple[Array, Array]:
     return value, soft_policy(tables.action_value(value), tables.prior, 0.0)
 
 
-def _cold_left(subject: Subject, *, entropy_form: bool = False) -> Array:
+def _cold_left(subject: Subject, *, with_price: bool = True) -> Array:
     """V_regular − α E Σ γ^t KL(greedy ‖ ρ), and V, at each temperature: (2, 3, S)."""
     value, greedy = _regular(subject)
-    tables = subject.tables
-    price = -np.where(greedy > 0, np.log(np.where(greedy > 0, tables.prior, 1.0)), 0.0)
-    habits = tables.along(greedy, (greedy * price).sum(-1))
+    habits = subject.tables.along(greedy, divergence(greedy, subject.tables.prior))
     scales = [subject.temperature * factor for factor in COLD]
-    below = [live(subject, value - scale * habits) for scale in scales]
-    soft = [
-        live(subject, _library_value(subject, scale, entropy_form=entropy_form)) for scale in scales
-    ]
-    return np.array([below, soft])
+    below = [live(subject, value - scale * habits * with_price) for scale in scales]
+    return np.array([below, [live(subject, _library_value(subject, scale)) for scale in scales]])
 
 
 def _cold_right(subject: Subject) -> Array:
@@ -173,10 +178,10 @@ COLD_LIMIT = Step(
                 _cold_right,
             ),
             twin=Twin(
-                "the entropy form is taken for the KL form",
+                "what the best deterministic policy pays for leaving its habits is forgotten",
                 "left",
-                lambda subject: _cold_left(subject, entropy_form=True),
-                blind=assumptions.one_action,
+                lambda subject: _cold_left(subject, with_price=False),
+                blind=assumptions.nothing_at_stake,
             ),
             tolerance=1e-9,
             over=(("lower bound", "upper bound"), _cold_names, "state"),
@@ -214,7 +219,7 @@ def _hot_right(subject: Subject) -> Array:
     soft, above = [], []
     for scale in _hot_scales(subject):
         soft.append(live(subject, _library_value(subject, scale)))
-        q = tables.action_value(best_value(tables, scale))
+        q = tables.action_value(subject.best_value_at(scale))
         high = np.where(tables.prior > 0, q, -np.inf).max(-1)
         low = np.where(tables.prior > 0, q, np.inf).min(-1)
         above.append(
@@ -270,7 +275,7 @@ HOT_LIMIT = Step(
 
 def _value_under_other_prior(subject: Subject) -> Array:
     """V where the prior is some policy, by the library."""
-    model = subject.whole.replace(log_prior=torch.as_tensor(subject.policy).log())
+    model = subject.whole.replace(log_prior=log_or_impossible(torch.as_tensor(subject.policy)))
     return live(subject, np.asarray(control_messages(model, subject.temperature).v))
 
 
@@ -278,7 +283,8 @@ def _value_of_paid_habits(subject: Subject, *, with_count: bool = True) -> Array
     """V where the prior is uniform and habits are paid for, by soft policy iteration."""
     tables = subject.tables
     count = tables.prior.shape[1] if with_count else 1
-    paid = tables.gain + subject.temperature * np.log(subject.policy * count)
+    taken = np.where(tables.live[:, None], subject.policy, 1.0)
+    paid = tables.gain + subject.temperature * np.log(taken * count)
     uniform = np.full_like(tables.prior, 1 / tables.prior.shape[1])
     return live(subject, best_value(tables.replace(gain=paid, prior=uniform), subject.temperature))
 
@@ -366,7 +372,7 @@ SURVIVAL = Step(
                 "whoever does not survive a step is not paid for it",
                 "left",
                 lambda subject: _value_of_the_mortal(subject, paid_first=False),
-                blind=assumptions.nothing_paid,
+                blind=assumptions.nothing_earned,
             ),
             tolerance=1e-9,
             over=("state",),

@@ -177,28 +177,44 @@ def best_form(subject: Subject, model: LinearGaussianModel, *, temperature_pays:
 
     :param temperature_pays: False leaves out the entropy of the policy: the linear regulator.
     """
+    return _backward(subject, model, temperature_pays)[0]
+
+
+def best_actions(subject: Subject, *, spread: float = 1.0) -> Array:
+    """Means of the best first action in some states, (5, m), and in the last row its variances."""
+    assert subject.linear is not None
+    q = _backward(subject, subject.linear, True)[1]
+    n = len(subject.linear.A) + 1
+    gain = -np.linalg.solve(q[n:, n:], q[n:, :n])
+    variance = spread * subject.temperature / 2 * np.diag(np.linalg.inv(q[n:, n:]))
+    return np.concatenate([some_states(subject) @ gain.T, variance[None]])
+
+
+def _backward(
+    subject: Subject, model: LinearGaussianModel, temperature_pays: bool
+) -> tuple[Array, Array]:
+    """P of V_0 = −z'Pz and H of Q_0 = −y'Hy, in which −α log ρ is one more cost."""
     arrays, alpha = Arrays.of(model), subject.temperature
     cost, left_over = arrays.priced(alpha)
     n = arrays.states
+    z, a = slice(0, n + 1), slice(n + 1, None)
     rest = np.zeros((n + 1, n + 1))
     for _ in range(model.horizon or SWEEPS):
         q = cost + arrays.discount * arrays.move.T @ rest @ arrays.move
         q[n, n] += arrays.discount * float((arrays.noise * rest).sum())
-        z, a = slice(0, n + 1), slice(n + 1, None)
         schur = q[z, z] - q[z, a] @ np.linalg.solve(q[a, a], q[a, z])
         log_det = np.linalg.slogdet(q[a, a])[1]
         # α log ∫ e^{-a'Ha/α} da, with the normaliser of ρ
         volume = alpha / 2 * (arrays.actions * np.log(np.pi * alpha) - log_det)
         schur[n, n] += left_over - (volume if temperature_pays else 0.0)
-        moved = np.abs(schur - rest).max()
-        rest = schur
+        moved, rest = np.abs(schur - rest).max(), schur
         if model.horizon is None and moved <= 1e-15 * np.abs(rest).max():
-            return rest
+            return rest, q
         if not np.isfinite(rest).all() or np.abs(rest).max() > 1e30:
             raise DoesNotApplyError("its cost grows without bound")
     if model.horizon is None:
         raise DoesNotApplyError(f"the Riccati recursion has not settled after {SWEEPS:,} sweeps")
-    return rest
+    return rest, q
 
 
 def at_some_states(subject: Subject, form: Array) -> Array:

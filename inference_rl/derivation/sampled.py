@@ -45,6 +45,9 @@ SIMULATED_PATHS = 200
 
 FEATURES = 6
 
+GENTLE = 0.4
+"""Strength of a policy whose draws are weighted."""
+
 
 class SomePolicy:
     """A policy that is nobody's best: smooth in the state, of full support on what is allowed.

@@ -341,12 +341,12 @@ def _evaluated(step: Step, subject: Subject, number: int) -> Finding:
         return dataclasses.replace(finding, why=_reasons(firsts))
     try:
         left, right = (_computed(side.compute, step, subject) for side in (check.left, check.right))
+        comparison = compare(left, right, step, check, subject)
     except DoesNotApplyError as reason:
         return dataclasses.replace(finding, why=str(reason))
     except Exception as error:  # one computation that breaks must not take the page with it
         why = f"a computation failed: {_said(error)}"
         return dataclasses.replace(finding, verdict="fail", why=why)
-    comparison = compare(left, right, step, check, subject)
     verdict: Verdict = "pass" if comparison.holds else "fail"
     return dataclasses.replace(
         finding,

@@ -15,6 +15,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor
 
+from inference_rl.derivation import sampled
 from inference_rl.derivation.independent import (
     Array,
     Paths,
@@ -37,6 +38,9 @@ MOST_STATES = 5_000
 
 MOST_PATHS = 60_000
 """Trajectories of the excerpt."""
+
+LISTED_STATES = 300
+"""Of the excerpt: Pyro enumerates pairs of them."""
 
 STARTS = 6
 """States from which the excerpt starts, where it is not a whole episode."""
@@ -67,6 +71,9 @@ class Subject:
         self.prior: ActionPrior = model.action_prior if prior is None else prior
         self.linear = model if isinstance(model, LinearGaussianModel) else None
         self.simulated = isinstance(model, GymnasiumModel)
+        self._solved: dict[float, Messages] = {}
+        self._iterated: dict[float, Array] = {}
+        self._drawn: dict[str, sampled.Rollouts] = {}
         self.finite: FiniteModel | None = None
         discrete = isinstance(model.state_space, Discrete) and isinstance(
             model.action_space, Discrete
@@ -78,29 +85,57 @@ class Subject:
 
     @functools.cached_property
     def whole(self) -> FiniteModel:
-        """The finite model without a horizon, of at most `MOST_STATES` states."""
+        """The finite model without a horizon: itself, or its last steps as states of their own."""
         assert self.finite is not None
-        return unrolled(self.finite) if self.finite.horizon is not None else self.finite
+        if self.finite.horizon is None:
+            return self.finite
+        return unrolled(self.finite.replace(horizon=self.whole_steps))
+
+    @property
+    def whole_steps(self) -> int:
+        """How many of the last steps of an episode `whole` has; 0 without a horizon."""
+        assert self.finite is not None
+        if self.finite.horizon is None:
+            return 0
+        return max(1, min(self.finite.horizon, MOST_STATES // self.finite.num_states - 1))
+
+    @functools.cached_property
+    def anywhere(self) -> FiniteModel:
+        """The whole, started in any state that acts, so that no state is out of sight."""
+        live = ~self.whole.is_terminal
+        return self.whole.replace(initial=live.double() / live.sum())
 
     @property
     def whole_states(self) -> int:
         """How many states `whole` has."""
         assert self.finite is not None
-        return self.finite.num_states * (1 + (self.finite.horizon or 0))
+        return self.finite.num_states * (1 + self.whole_steps)
 
     @functools.cached_property
     def tables(self) -> Tables:
         return Tables.of(self.whole)
 
-    @functools.cached_property
+    @property
     def control(self) -> Messages:
         """The library's soft messages of the whole, reward units."""
-        return control_messages(self.whole, self.temperature)
+        return self.control_at(self.temperature)
 
-    @functools.cached_property
+    def control_at(self, temperature: float) -> Messages:
+        """The same at another temperature."""
+        if temperature not in self._solved:
+            self._solved[temperature] = control_messages(self.whole, temperature)
+        return self._solved[temperature]
+
+    @property
     def best_value(self) -> Array:
         """V* of the whole by soft policy iteration, (S,), which is not the library's way."""
-        return best_value(self.tables, self.temperature)
+        return self.best_value_at(self.temperature)
+
+    def best_value_at(self, temperature: float) -> Array:
+        """The same at another temperature; 0 is regular RL."""
+        if temperature not in self._iterated:
+            self._iterated[temperature] = best_value(self.tables, temperature)
+        return self._iterated[temperature]
 
     @functools.cached_property
     def policy(self) -> Array:
@@ -153,8 +188,18 @@ class Subject:
     @functools.cached_property
     def discounted_excerpt(self) -> FiniteModel:
         """The same few steps, with the model's discount."""
+        assert self._excerpt is not None
+        return self._excerpt
+
+    @property
+    def has_excerpt(self) -> bool:
+        """Whether the trajectories of a few steps are few enough to be listed."""
+        return self._excerpt is not None
+
+    @functools.cached_property
+    def _excerpt(self) -> FiniteModel | None:
         assert self.finite is not None
-        return excerpt(self.finite, MOST_PATHS)
+        return excerpt(self.finite)
 
     @functools.cached_property
     def paths(self) -> Paths:
@@ -171,6 +216,40 @@ class Subject:
         noise = self.generator(name).normal(size=tuple(model.log_prior.shape))
         return soft_policy(noise, model.log_prior.exp().numpy(), 1.0)
 
+    def notes(self) -> tuple[str, ...]:
+        """What of the model the steps look at, in sentences."""
+        if self.finite is None:
+            return (
+                f"Trajectories are drawn: {sampled.paths(self):,} at a time, of "
+                f"{sampled.steps(self)} steps, all from one start.",
+            )
+        said = []
+        if self.has_excerpt:
+            part = self.discounted_excerpt
+            starts = int((part.initial > 0).sum())
+            said.append(
+                f"Single trajectories are listed over {part.horizon} "
+                f"step{'s' * (part.horizon != 1)} from {starts} state{'s' * (starts != 1)}: "
+                f"{self.paths.states.shape[1]:,} of them."
+            )
+            if self._dies:
+                said.append(
+                    "Where a trajectory has a probability, its discount is the chance of surviving "
+                    "a step."
+                )
+        if self.finite.horizon is not None and self.whole_steps < self.finite.horizon:
+            said.append(f"Of {self.finite.horizon} steps the last {self.whole_steps} are solved.")
+        return tuple(said)
+
+    # ---- what can only be drawn ------------------------------------------------------------------
+
+    def rollouts(self, name: str) -> sampled.Rollouts:
+        """Trajectories that the program draws under a policy not far from the prior."""
+        if name not in self._drawn:
+            policy = sampled.SomePolicy(self, name, sampled.GENTLE)
+            self._drawn[name] = sampled.draw(self, policy, name)
+        return self._drawn[name]
+
     # ---- both ------------------------------------------------------------------------------------
 
     def generator(self, name: str) -> np.random.Generator:
@@ -183,7 +262,9 @@ class Subject:
         if axis == "action":
             return action_name(self.finite, index)
         step, state = divmod(index, self.finite.num_states)
-        at = f"step {step}, " if self.finite.horizon is not None else ""
+        at = ""
+        if self.finite.horizon is not None:
+            at = f"step {step + self.finite.horizon - self.whole_steps}, "
         return at + state_name(self.finite, state)
 
 
@@ -212,31 +293,42 @@ def unrolled(model: FiniteModel) -> FiniteModel:
     )
 
 
-def excerpt(model: FiniteModel, most_paths: int) -> FiniteModel:
+def excerpt(model: FiniteModel) -> FiniteModel | None:
     """Few steps from a few states of a finite model, and what can be reached from there.
 
-    A whole episode from its own start, if it has no more than `most_paths` trajectories; otherwise
-    at most `STEPS` steps from `STARTS` states, equally likely: those where what a step pays varies
-    most, so that there is something to infer.
+    A whole episode from its own start, if there is something to choose in it and it is small;
+    otherwise at most `STEPS` steps from `STARTS` states, equally likely: those with a choice, and
+    where what a step pays varies most. None where one step from one state has too many outcomes,
+    or every state ends the episode.
     """
-    survives = 2 if model.discount < 1 else 1
+
+    def small(part: FiniteModel) -> bool:
+        if part.num_states > LISTED_STATES:
+            return False
+        return _count(part, survives=2 if model.discount < 1 else 1) <= MOST_PATHS
+
     if model.horizon is not None:
         whole = _part(model, model.initial, model.horizon)
-        if _count(whole, model.horizon, survives) <= most_paths:
+        if small(whole) and choices(whole).any():
             return whole
     live = (~model.is_terminal).nonzero().squeeze(-1)
     if len(live) == 0:
-        return _part(model, model.initial, 1)
+        return None
     order = live[_variety(model)[live].argsort(descending=True, stable=True)]
-    longest = min(STEPS, model.horizon or STEPS)
-    for steps in range(longest, 0, -1):
+    order = torch.cat([order[choices(model)[order]], order[~choices(model)[order]]])
+    for steps in range(min(STEPS, model.horizon or STEPS), 0, -1):
         for starts in (STARTS, 3, 1):
             first = torch.zeros(model.num_states, dtype=torch.float64)
             first[order[:starts]] = 1 / min(starts, len(order))
             part = _part(model, first, steps)
-            if _count(part, steps, survives) <= most_paths:
+            if small(part):
                 return part
-    return part
+    return None
+
+
+def choices(model: FiniteModel) -> Tensor:
+    """In which states (S,) there is more than one action to choose from."""
+    return ((model.log_prior > -torch.inf).sum(-1) > 1) & ~model.is_terminal
 
 
 def _variety(model: FiniteModel) -> Tensor:
@@ -311,13 +403,13 @@ def action_name(model: FiniteModel, action: int) -> str:
     return f"action {action if model.action_labels is None else model.action_labels[action]}"
 
 
-def _count(model: FiniteModel, steps: int, survives: int) -> float:
-    """How many trajectories of so many steps there are, if a step is survived or not."""
+def _count(model: FiniteModel, survives: int) -> float:
+    """How many trajectories there are, if every step is survived (1) or may not be (2)."""
     possible = (model.log_prior > -torch.inf).flatten()[model.rows()] & (model.probabilities > 0)
     source = model.rows()[possible] // model.num_actions
     target = model.successors.long()[possible]
     ways = torch.ones(model.num_states, dtype=torch.float64)
-    for _ in range(steps):
+    for _ in range(model.horizon or 0):
         onward = ways[target] + (survives - 1)
         ways = torch.where(
             model.is_terminal,

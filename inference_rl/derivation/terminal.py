@@ -66,7 +66,7 @@ def print_derivation(
     """Print a derivation, or what of it failed."""
     console = console or Console()
     width = min(WIDTH, console.width)
-    for line in heading(derivation):
+    for line in heading(derivation, width):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for finding in derivation.findings:
         if finding.verdict == "fail" or not only_failed:
@@ -77,27 +77,30 @@ def print_derivation(
         console.print("No step failed.", highlight=False)
 
 
-def heading(derivation: Derivation) -> list[str]:
+def heading(derivation: Derivation, width: int) -> list[str]:
     """What was derived, and how many steps came to what."""
     counts = derivation.counts
     horizon = "" if derivation.horizon is None else f", horizon {derivation.horizon}"
-    return [
+    head = [
         f"Derivation of {derivation.target} at temperature {derivation.temperature:g} (reward "
         f"units), discount {derivation.discount:g}{horizon}, seed {derivation.seed}",
         f"{counts['pass']} of {counts['steps']} steps pass, {counts['fail']} fail, "
         f"{counts['does_not_apply']} do not apply; {counts['twins_caught']} of {counts['twins']} "
         f"broken twins were caught; {derivation.seconds:.1f} s",
+        *derivation.notes,
     ]
+    return [part for line in head for part in textwrap.wrap(line, width)]
 
 
 def lines(finding: Finding, width: int) -> list[Text]:
     """A step as lines of at most `width` columns."""
     step, found = finding.step, finding.comparison
-    title = f"{finding.number:>2}. {step.title}"
-    gap = max(1, width - len(title) - len(finding.verdict))
-    first = Text(f"{title}{' ' * gap}", style="bold")
+    room = width - len(finding.verdict) - 1
+    title, *rest = textwrap.wrap(f"{finding.number:>2}. {step.title}", room, drop_whitespace=False)
+    first = Text(title.ljust(room + 1), style="bold")
     first.append(finding.verdict, style=STYLES[finding.verdict])
-    shown = [first, *_wrapped(step.explanation, width)]
+    shown = [first, *(Text(line, style="bold") for line in rest)]
+    shown += _wrapped(step.explanation, width)
     for formula in step.formulas:
         shown += _wrapped(plain(formula), width, INDENT + 2, style="cyan")
     if finding.why:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from inference_rl.environment import EnvironmentModel
+    from inference_rl.learned_prior import LearnedPrior
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
     from inference_rl.simulate import Evaluation
@@ -188,9 +189,16 @@ class InferenceResult:
         much again as the policy did.
     :ivar routine: the settings. :ivar seed: of the run.
     :ivar policy: π, called as `policy(state, t)`.
-    :ivar q, v: the messages, reward units: tensors (S, A) and (S,), with a leading T and T + 1 for
-        a finite horizon, or quadratic forms. Those of an endless episode's posterior say how a
-        state or an action compares with the start; see `LinearGaussianSolution`.
+    :ivar q, v: the messages, reward units; None where there is none. Of `Exact` tensors (S, A) and
+        (S,), with a leading T and T + 1 for a finite horizon, or quadratic forms. Those of an
+        endless episode's posterior say how a state or an action compares with the start; see
+        `LinearGaussianSolution`. Of learned routines modules, `v(state, t)` and `q(state, action,
+        t)`, with t under a horizon only; V is of shape batch + (1,). policy-gradient with its
+        baseline, pcl and step-based reps learn v, and no q. sac, sql, soft-ddpg and soft-td3 learn
+        q, `ActionValues`, of which the least member counts, and v is made of it: the bound of the
+        policy (sac, soft-ddpg and soft-td3, or what their backup makes of it), or the evidence
+        (sql); in a box an estimate from fixed noise, and none in a loaded run of the three others
+        whose prior nobody knows any more.
     :ivar objective: J(π) in KL form, reward units: E Σ γ^t [r - temperature · KL(π ‖ ρ)]. None,
         like its entropy form and its parts, for the posterior without a horizon, where the sum has
         no limit; `evidence.rate` says what a step adds to the evidence there.
@@ -358,7 +366,8 @@ class InferenceResult:
         }
 
     def save(self, directory: str | Path) -> None:
-        """Write the run into `directory`: policy and messages (safetensors) and numbers (JSON).
+        """Write the run into `directory`: policy and messages (safetensors) and numbers (JSON), and
+        the prior, where that was learned.
 
         A model that `load_target` did not find, or whose prior was made in Python, is saved too, if
         it is finite.
@@ -377,6 +386,9 @@ class InferenceResult:
             tensors["prior"] = {"log_prior": tables.pop("log_prior")}
             if self.model.origin is None:
                 tensors["model"] = tables
+        learned = self._learned_prior()
+        if learned is not None:
+            tensors["learned_prior"] = learned.state_dict()
         manifest = {
             "policy": self.policy.kind,
             "policy_description": self.policy.description(),
@@ -387,11 +399,20 @@ class InferenceResult:
             "remembers_action": self.model.remembers_action,
             "final_temperature": self.final_temperature,
             "prior_can_be_loaded": self._prior_can_be_loaded(),
+            "learned_prior": None if learned is None else learned.actions,
             "metrics": self.metrics,
         }
         # What is timed is not the same twice, and a run that was resumed is to be.
         runs.write_seconds(directory, manifest.pop("seconds"))
         runs.write(directory, manifest, tensors)
+
+    def _learned_prior(self) -> LearnedPrior | None:
+        """The prior that was learned beside the policy, if one was."""
+        if self.prior_source is None or not getattr(self.routine, "learn_prior", False):
+            return None
+        prior: Any = self.prior_source()
+        found: LearnedPrior = prior
+        return found
 
     def _prior_can_be_loaded(self) -> bool:
         """Whether it is the model's own, or one that has a name."""
@@ -413,6 +434,7 @@ class InferenceResult:
         """
         import torch
 
+        from inference_rl.learned_prior import load_learned_prior
         from inference_rl.policies import load_policy
 
         @functools.cache
@@ -463,7 +485,14 @@ class InferenceResult:
             metrics=saved["metrics"],
         )
         if saved.get("prior_can_be_loaded"):
-            result.prior_source = lambda: _named_prior(result.model, saved["origin"] or {})
+            result.prior_source = functools.cache(
+                lambda: _named_prior(result.model, saved["origin"] or {})
+            )
+        elif saved.get("learned_prior") is not None:
+            learned = load_learned_prior(directory)
+            result.prior_source = lambda: learned
+        if hasattr(routine, "value"):
+            result.v = routine.value(result)
         return result
 
 

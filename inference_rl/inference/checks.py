@@ -43,6 +43,19 @@ def _check_annealing(temperature: float, final: float | None) -> None:
         raise ValueError("final_temperature: annealing is geometric, expected both ends above 0")
 
 
+def check_tuning(settings: Any) -> None:
+    """:raises ValueError: a setting by which a temperature is tuned is out of its range."""
+    check_positive(
+        settings,
+        "temperature_learning_rate",
+        "initial_temperature",
+        "least_temperature",
+        "greatest_temperature",
+    )
+    bounds = settings.least_temperature, settings.greatest_temperature
+    check_ranges(settings, initial_temperature=bounds)
+
+
 def check_kinds(settings: Any) -> None:
     """:raises ValueError: a setting is not of the kind that its field says, or not finite."""
     hints = typing.get_type_hints(type(settings))

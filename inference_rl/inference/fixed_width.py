@@ -8,7 +8,7 @@ and at temperature zero so do the losses: nothing else is added to either.
 
 Three values of what follows, of the same decision; α is the temperature:
 
-1. elbo: E_q[Q − α log q/ρ], the bound that the guide itself has, of one draw.
+1. elbo: E_q[Q − α log q/ρ], the bound that the guide itself has, in an update of one draw.
 2. logsumexp: α log E_q[e^{Q/α} ρ/q] = α log ∫ ρ e^{Q/α}, the evidence, as soft Q-learning has it,
    with the guide as proposal (1702.08165). Of K draws it lies between 1 and that in expectation
    (Burda et al., 1509.00519).
@@ -64,7 +64,7 @@ def boltzmann(decision: Decision, log_proposal: Tensor) -> Tensor:
 def backed_up(decision: Decision, backup: Literal["elbo", "logsumexp", "boltzmann"]) -> Tensor:
     """The value of a decision by the draws of its guide; reward units, (N,)."""
     if backup == "elbo":
-        return bound(decision)[0]
+        return bound(decision, drawn=True)[0]
     kinds = {"logsumexp": evidence, "boltzmann": boltzmann}
     return kinds[backup](decision, decision.log_guide)
 

@@ -158,13 +158,14 @@ def _telling_states(model: EnvironmentModel, prior: ActionPrior) -> Tensor | Non
     import torch
     from gymnasium.spaces import Discrete
 
-    from inference_rl.priors import CategoricalPrior, MaskPrior
+    from inference_rl.learned_prior import LearnedPrior
+    from inference_rl.priors import CategoricalPrior, MaskPrior, PolicyPrior
 
     if isinstance(model.state_space, Discrete):
         return torch.arange(int(model.state_space.n))
-    if isinstance(prior, CategoricalPrior) or (
-        isinstance(prior, MaskPrior) and not callable(prior.allowed)
-    ):
+    marginal = isinstance(prior, PolicyPrior) and isinstance(prior.policy, LearnedPrior)
+    masked = isinstance(prior, MaskPrior) and not callable(prior.allowed)
+    if isinstance(prior, CategoricalPrior) or marginal or masked:
         return torch.zeros(model.state_space.shape or ())
     return None
 
@@ -174,12 +175,15 @@ def _forbids_nothing(prior: ActionPrior, model: EnvironmentModel) -> bool:
     every state."""
     from gymnasium.spaces import Discrete, MultiDiscrete
 
+    from inference_rl.learned_prior import LearnedPrior
     from inference_rl.networks import NetworkPolicy
     from inference_rl.priors import MixturePrior, PolicyPrior, UniformPrior
 
     if not isinstance(model.action_space, Discrete | MultiDiscrete):
         return True
     if isinstance(prior, UniformPrior):
+        return True
+    if isinstance(prior, PolicyPrior) and isinstance(prior.policy, LearnedPrior):
         return True
     if isinstance(prior, PolicyPrior) and isinstance(prior.policy, NetworkPolicy):
         made_of = prior.policy.architecture
@@ -237,7 +241,8 @@ class Tempering:
     def update(self, divergence: Tensor, steps: int) -> None:
         """After a round of `steps` environment steps, at a mean `divergence` from the prior."""
         self.advance(steps)
-        self._state = self._how.update(self._state, as_number(divergence))
+        if self.targets:  # else nobody needs the number, for which a GPU is waited for
+            self._state = self._how.update(self._state, as_number(divergence))
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self._steps, **dataclasses.asdict(self._state)}
@@ -429,14 +434,14 @@ def run(
     q, value = (getattr(learner, name, None) for name in ("q", "value"))
     for module in (q, value):
         if module is not None:
-            module.requires_grad_(False)
+            module.requires_grad_(False).to("cpu")
     if progress is not None:
         progress("estimating the objective")
     rho = getattr(learner, "prior", rho)  # which may have been learned
     episodes = sampled_parts(model, learner.policy, rho, derived(seed, "objective"))
     temperature = learner.tempering.temperature
     objective, standard_error = estimated_objective(episodes, temperature)
-    return InferenceResult(
+    result = InferenceResult(
         source=model,
         routine=settings,
         policy=learner.policy,
@@ -453,6 +458,9 @@ def run(
         metrics=metrics,
         prior_source=lambda: rho,
     )
+    if hasattr(settings, "value"):  # of those that learn q alone
+        result.v = settings.value(result)
+    return result
 
 
 def _say_where_episodes_are_cut(model: EnvironmentModel) -> None:

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from inference_rl.action_values import ActionValues
+from inference_rl.decision import Decision
+from inference_rl.decision_value import DecisionValue
 from inference_rl.environment import EnvironmentModel
-from inference_rl.inference import learned
+from inference_rl.inference import InferenceResult, learned
 from inference_rl.learning.collection import Collector, Segment
 from inference_rl.learning.replay import PathReplay
-from inference_rl.learning.tracing import Graph, Tensors, can_compile
+from inference_rl.learning.tracing import Graph, Tensors, missing_to_compile
 from inference_rl.policies import Policy
 from inference_rl.priors import ActionPrior
 from inference_rl.randomness import derived, torch_seeded
@@ -115,21 +117,25 @@ class Learner:
         schedule: Callable[[int], None] | None = None,
     ) -> None:
         self.settings, self.model, self.prior, self.tempering = settings, model, prior, tempering
-        self.parts, self.lags, self.q, self._learned = parts, lags, q, policy
+        self.parts, self.lags, self._q, self._learned = parts, lags, q, policy
         self._schedule = schedule
         self.policy = policy if settings.device == "cpu" else copy.deepcopy(policy).to("cpu")
         self.replay = PathReplay(
             settings.replay_capacity, dtype=torch.get_default_dtype(), device=settings.device
         )
-        # One for all: it leaves alone what has no gradient, and to call it twice takes its time.
         self._parameters = {name: _learned(part.module) for name, part in parts.items()}
-        self.optimiser = torch.optim.Adam(
-            [
-                {"params": self._parameters[name], "lr": part.learning_rate}
-                for name, part in parts.items()
-            ],
-            fused=True,
-        )
+        self.optimisers = {
+            name: torch.optim.Adam(self._parameters[name], lr=part.learning_rate, fused=True)
+            for name, part in parts.items()
+        }
+        self._followers = {
+            name: [lag for lag in lags.values() if lag.ahead is part.module]
+            for name, part in parts.items()
+        }
+        self._aside = _apart(parts, policy, prior) if settings.side_by_side else []
+        self._pending: list[Future[None]] = []
+        self._logged: dict[str, dict[str, Tensor | float]] = {name: {} for name in parts}
+        """Of each part, what its latest update gave to log."""
         self.updates, self.steps, self.owed = 0, 0, 0.0
         self.seed = int(torch.randint(2**62, ()))
         self._strides = _strides(model, settings.device)
@@ -141,14 +147,14 @@ class Learner:
         if settings.compile != "auto":
             return bool(settings.compile == "on")
         updates = settings.total_steps * settings.updates_per_step
-        return updates >= WORTH_COMPILING and can_compile()
+        return updates >= WORTH_COMPILING and not missing_to_compile()
 
     def _compile(self, compiled: bool) -> None:
-        if compiled and not can_compile():
+        if compiled and (missing := missing_to_compile()):
             raise ValueError(
-                "compile: expected a C++ compiler for updates in machine code, found none; install "
-                "g++ or clang++, or set compile to 'off', which a run that was begun with compiled "
-                "updates cannot change, because they round differently"
+                f"compile: expected, for updates in machine code, {missing}, or set compile to "
+                "'off', which a run that was begun with compiled updates cannot change, because "
+                "they round differently"
             )
         self.compiled = compiled
         self._names: dict[str, list[str]] = {name: [] for name in self.parts}
@@ -178,15 +184,14 @@ class Learner:
         self.tempering.advance(data.steps)
         if self._schedule is not None:
             self._schedule(self.steps)
-        numbers: dict[str, Tensor | float] = {}
         if self.steps >= self.settings.warmup_steps:
             self.owed += data.steps * self.settings.updates_per_step
             due = int(self.owed)
             self.owed -= due
             for _ in range(due):
-                numbers |= self._update()
+                self._update()
         self._show()
-        return {"temperature": self.tempering.temperature, **numbers}
+        return {"temperature": self.tempering.temperature, **_together(self._logged.values())}
 
     def _show(self) -> None:
         """Let the policy that acts, and the prior, be those that were learned."""
@@ -198,50 +203,76 @@ class Learner:
                 self.prior.load_state_dict(self.parts["prior"].module.state_dict())
 
     def _update(self) -> dict[str, Tensor | float]:
-        """One step of every part whose turn it is, on one batch."""
+        """One step of every part whose turn it is, on one batch; numbers to log of those."""
         self.updates += 1
         seed = derived(self.seed, f"update {self.updates}")
         batch = self._batch(seed)
-        temperature = self.tempering.temperature
-        given = (*batch, batch.reward.new_tensor(temperature))
+        given = (*batch, batch.reward.new_tensor(self.tempering.temperature))
         due = [name for name, part in self.parts.items() if self.updates % part.every == 0]
-        numbers: dict[str, Tensor | float] = {}
+        self.settle()
         with torch_seeded(seed, "cpu"):
-            if self.settings.side_by_side:
-                numbers |= self._descend(self._side_by_side(due, given))
-            else:
-                for name in due:
-                    numbers |= self._descend({name: self._graphs[name](*given)})
+            found = self._side_by_side(due, given) if self.settings.side_by_side else {}
+            for name in due:
+                if name not in found:
+                    found[name] = self._graphs[name](*given)
+                    self._descend(name, found[name])
+        self._log(found)
+        numbers = _together(self._logged[name] for name in found)
         if "divergence" in numbers:
             self.tempering.update(torch.as_tensor(numbers["divergence"]), 0)
-        for lag in self.lags.values():
-            if self.updates % lag.every == 0:
-                _follow(lag)
+        left = found if self.settings.side_by_side else {}
+        steps = {name: self._step(name, left.get(name)) for name in self.parts}
+        self._pending = [self._threads.submit(steps.pop(name)) for name in self._aside]
+        for step in steps.values():
+            step()
         return numbers
 
     def _side_by_side(self, names: list[str], given: Tensors) -> dict[str, Tensors]:
-        """What the graphs give, all but the last on threads of their own."""
+        """What the graphs give, all but the first, which takes longest, on threads of their own."""
         runs = [self._graphs[name].prepared(*given) for name in names]
         if not all(self._graphs[name].traced for name in names):
             return {name: run() for name, run in zip(names, runs, strict=True)}
-        waiting = [self._threads.submit(run) for run in runs[:-1]]
-        last = runs[-1]()
-        return dict(zip(names, [*(future.result() for future in waiting), last], strict=True))
+        waiting = [self._threads.submit(run) for run in runs[1:]]
+        found = [run() for run in runs[:1]]
+        found += [future.result() for future in waiting]
+        return dict(zip(names, found, strict=True))
 
-    def _descend(self, found: dict[str, Tensors]) -> dict[str, Tensor | float]:
-        """A step of each part by what its graph gave; numbers to log."""
-        numbers: dict[str, Tensor | float] = {}
-        for name, parameters in self._parameters.items():
-            if name not in found:
-                for parameter in parameters:
-                    parameter.grad = None
-                continue
-            for parameter, gradient in zip(parameters, found[name], strict=False):
-                parameter.grad = gradient
+    def _step(self, name: str, found: Tensors | None) -> Callable[[], None]:
+        """What takes a step of a part, if one is left to take, and then lets follow what lags."""
+        following = [lag for lag in self._followers[name] if self.updates % lag.every == 0]
+
+        def step() -> None:
+            if found is not None:
+                self._descend(name, found)
+            for lag in following:
+                _follow(lag)
+
+        return step
+
+    @property
+    def q(self) -> nn.Module:
+        """The message, for the result."""
+        self.settle()
+        return self._q
+
+    def settle(self) -> None:
+        """Wait for steps that are being taken still, while the policy acts already."""
+        pending, self._pending = self._pending, []
+        for future in pending:
+            future.result()
+
+    def _descend(self, name: str, found: Tensors) -> None:
+        """A step of a part by what its graph gave."""
+        for parameter, gradient in zip(self._parameters[name], found, strict=False):
+            parameter.grad = gradient
+        self.optimisers[name].step()
+
+    def _log(self, found: dict[str, Tensors]) -> None:
+        """Keep what the graphs gave to log."""
+        for name, tensors in found.items():
             names = f"{name}_loss", f"{name}_gradient_norm", *self._names[name]
-            numbers |= dict(zip(names, found[name][len(parameters) :], strict=True))
-        self.optimiser.step()
-        return numbers
+            rest = tensors[len(self._parameters[name]) :]
+            self._logged[name] = dict(zip(names, rest, strict=True))
 
     def _batch(self, seed: int) -> Batch:
         drawn = self.replay.sample(self.settings.batch_size, 1, seed)
@@ -262,28 +293,36 @@ class Learner:
         )
 
     def state_dict(self) -> dict[str, Any]:
+        self.settle()
         return {
             "modules": {name: part.module.state_dict() for name, part in self.parts.items()},
             "lagging": {name: lag.behind.state_dict() for name, lag in self.lags.items()},
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": {name: it.state_dict() for name, it in self.optimisers.items()},
             "temperature": self.tempering.state_dict(),
             "replay": self.replay.state_dict(),
             "updates": self.updates,
             "steps": self.steps,
             "owed": self.owed,
+            "logged": {
+                name: {key: float(value) for key, value in logged.items()}
+                for name, logged in self._logged.items()
+            },
             "compiled": self.compiled,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.settle()
         for name, part in self.parts.items():
             part.module.load_state_dict(state["modules"][name])
         for name, lag in self.lags.items():
             lag.behind.load_state_dict(state["lagging"][name])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
         self.tempering.load_state_dict(state["temperature"])
         self._show()
         self.replay.load_state_dict(state["replay"])
         self.updates, self.steps, self.owed = state["updates"], state["steps"], state["owed"]
+        self._logged = state["logged"]
         self._compile(state["compiled"])
 
 
@@ -306,8 +345,24 @@ def _gradients(part: Part, names: list[str]) -> Callable[..., tuple[Tensor, ...]
     return run
 
 
+def _together(logged: Iterable[dict[str, Tensor | float]]) -> dict[str, Tensor | float]:
+    """The numbers of some parts; where two have one of the same name, that of the last."""
+    return {name: value for numbers in logged for name, value in numbers.items()}
+
+
 def _learned(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def _apart(parts: dict[str, Part], policy: Policy, prior: ActionPrior) -> list[str]:
+    """Parts that neither the policy nor the prior, which act, read when they do."""
+    acting = [module for module in (policy, prior) if isinstance(module, nn.Module)]
+    read = {id(parameter) for module in acting for parameter in module.parameters()}
+    return [
+        name
+        for name, part in parts.items()
+        if read.isdisjoint(id(parameter) for parameter in part.module.parameters())
+    ]
 
 
 def _follow(lag: Lag) -> None:
@@ -327,7 +382,7 @@ def _strides(model: EnvironmentModel, device: str) -> Tensor | None:
 
 
 def messages(tensors: dict[str, Tensor], policy: Policy, members: int) -> dict[str, Any]:
-    """q from what `learned.messages` gave; of the policy's own architecture."""
+    """q from what `learned.messages` gave; of the policy's own architecture. `value` makes v."""
     from inference_rl.networks import NetworkPolicy
 
     parameters = {key[2:]: value for key, value in tensors.items() if key.startswith("q.")}
@@ -336,3 +391,16 @@ def messages(tensors: dict[str, Tensor], policy: Policy, members: int) -> dict[s
     q = ActionValues(policy.architecture, members)
     q.load_state_dict(parameters)
     return {"q": q.requires_grad_(False), "v": None}
+
+
+def value(result: InferenceResult, how: Callable[[Decision], Tensor]) -> DecisionValue | None:
+    """v of a result, made of its q; None where nobody knows q, or the prior, any more.
+
+    :param how: see `DecisionValue`.
+    """
+    source = result.prior_source
+    if result.q is None or source is None:
+        return None
+    return DecisionValue(
+        result.policy, result.q, lambda state: source()(state), result.temperature, how
+    )

@@ -38,8 +38,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from inference_rl.inference import checks, learned
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
+    from inference_rl.decision import Decision
     from inference_rl.environment import EnvironmentModel
     from inference_rl.inference import InferenceResult, Progress
     from inference_rl.inference.off_policy import Learner
@@ -65,7 +66,7 @@ class SAC:
     target_divergence: float | None = None
     """KL(π ‖ ρ), nats per step, with temperature "auto"; in place of target_entropy."""
     initial_temperature: float = 1.0
-    """> 0, reward units, with temperature "auto"."""
+    """> 0, within the two that follow, reward units, with temperature "auto"."""
     least_temperature: float = 1e-8
     """> 0, reward units: a tuned temperature stays above."""
     greatest_temperature: float = 1e8
@@ -102,7 +103,7 @@ class SAC:
     scale_observations: bool = False
     """To zero mean and unit variance, as seen so far; saved with the policy."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Updates to machine code; auto: where the run is long enough, and there is a C++ compiler."""
+    """Updates to machine code; auto: in long runs, where a C++ compiler and Python.h are there."""
     side_by_side: bool = True
     """Steps of Q and policy from the same parameters, at the same time, in place of in turn."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -124,17 +125,8 @@ class SAC:
     def __post_init__(self) -> None:
         checks.check_temperature(self)
         checks.check_off_policy(self)
-        checks.check_positive(
-            self,
-            "learning_rate",
-            "value_learning_rate",
-            "temperature_learning_rate",
-            "initial_temperature",
-            "least_temperature",
-            "greatest_temperature",
-        )
-        bounds = self.least_temperature, self.greatest_temperature
-        checks.check_ranges(self, initial_temperature=bounds)
+        checks.check_positive(self, "learning_rate", "value_learning_rate")
+        checks.check_tuning(self)
 
     def run(
         self,
@@ -157,10 +149,20 @@ class SAC:
         return learned.messages(result)
 
     def read_messages(self, tensors: dict[str, Tensor], policy: Policy) -> dict[str, Any]:
-        """q from what `messages` gave, and v, which there is none of."""
+        """q from what `messages` gave."""
         from inference_rl.inference import off_policy
 
         return off_policy.messages(tensors, policy, CRITICS)
+
+    def value(self, result: InferenceResult) -> nn.Module | None:
+        """v: the bound of one decision of the policy under q (line 1)."""
+        from inference_rl.decision import bound
+        from inference_rl.inference import off_policy
+
+        def how(decision: Decision) -> Tensor:
+            return bound(decision, drawn=result.q.takes_action)[0]
+
+        return off_policy.value(result, how)
 
 
 def _check_uniform(model: EnvironmentModel, prior: ActionPrior) -> None:
@@ -178,7 +180,7 @@ def _learner(settings: SAC, model: EnvironmentModel, prior: ActionPrior) -> Lear
     import torch
 
     from inference_rl.action_values import ActionValues
-    from inference_rl.decision import Decision, bound, decide, every_action
+    from inference_rl.decision import bound, decide, every_action
     from inference_rl.inference.off_policy import (
         Batch,
         Lag,
@@ -194,7 +196,7 @@ def _learner(settings: SAC, model: EnvironmentModel, prior: ActionPrior) -> Lear
     policy, architecture = learned.networks(settings, model, prior, squashed=True)
     if settings.learn_prior:
         _check_uniform(model, prior)
-        prior = LearnedPrior(space)
+        prior = LearnedPrior(architecture.actions)
     there = moved(prior, settings.device)
     q = ActionValues(architecture, CRITICS)
     lagging = copy.deepcopy(q).requires_grad_(False)

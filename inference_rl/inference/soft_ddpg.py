@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from inference_rl.inference import checks, learned
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from inference_rl.environment import EnvironmentModel
     from inference_rl.inference import InferenceResult, Progress
@@ -98,7 +98,7 @@ class SoftDDPG:
     scale_observations: bool = False
     """To zero mean and unit variance, as seen so far; saved with the policy."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Updates to machine code; auto: where the run is long enough, and there is a C++ compiler."""
+    """Updates to machine code; auto: in long runs, where a C++ compiler and Python.h are there."""
     side_by_side: bool = False
     """Steps of Q and policy from the same parameters, at the same time, in place of in turn."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -141,10 +141,17 @@ class SoftDDPG:
         return learned.messages(result)
 
     def read_messages(self, tensors: dict[str, Tensor], policy: Policy) -> dict[str, Any]:
-        """q from what `messages` gave, and v, which there is none of."""
+        """q from what `messages` gave."""
         from inference_rl.inference import off_policy
 
         return off_policy.messages(tensors, policy, CRITICS)
+
+    def value(self, result: InferenceResult) -> nn.Module | None:
+        """v: what `backup` makes of draws of the guide under q, which does not lag."""
+        from inference_rl.inference import off_policy
+        from inference_rl.inference.fixed_width import backed_up
+
+        return off_policy.value(result, lambda decision: backed_up(decision, self.backup))
 
 
 def _learner(settings: SoftDDPG, model: EnvironmentModel, prior: ActionPrior) -> Learner:

@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from inference_rl.inference import checks, learned
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from inference_rl.environment import EnvironmentModel
     from inference_rl.inference import InferenceResult, Progress
@@ -70,7 +70,7 @@ class SQL:
     target_divergence: float | None = None
     """KL(π ‖ ρ), nats per step, with temperature "auto"; in place of target_entropy."""
     initial_temperature: float = 1.0
-    """> 0, reward units, with temperature "auto"."""
+    """> 0, within the two that follow, reward units, with temperature "auto"."""
     least_temperature: float = 1e-8
     """> 0, reward units: a tuned temperature stays above."""
     greatest_temperature: float = 1e8
@@ -111,7 +111,7 @@ class SQL:
     scale_observations: bool = False
     """To zero mean and unit variance, as seen so far; saved with the policy."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Updates to machine code; auto: where the run is long enough, and there is a C++ compiler."""
+    """Updates to machine code; auto: in long runs, where a C++ compiler and Python.h are there."""
     side_by_side: bool = True
     """Steps of Q and sampler from the same parameters, at the same time, in place of in turn."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -133,15 +133,8 @@ class SQL:
         for name in ("particles", "value_samples"):
             if (count := getattr(self, name)) < 4 or count % 2:
                 raise ValueError(f"{name}: expected an even number >= 4, got {count}")
-        checks.check_positive(
-            self,
-            "learning_rate",
-            "value_learning_rate",
-            "temperature_learning_rate",
-            "initial_temperature",
-            "least_temperature",
-            "greatest_temperature",
-        )
+        checks.check_positive(self, "learning_rate", "value_learning_rate")
+        checks.check_tuning(self)
 
     def run(
         self,
@@ -164,8 +157,22 @@ class SQL:
         return {}
 
     def read_messages(self, tensors: dict[str, Tensor], policy: Policy) -> dict[str, Any]:
-        """The policy's own q, and v, which there is none of."""
+        """The policy's own q."""
         return {"q": policy.q, "v": None}
+
+    def value(self, result: InferenceResult) -> nn.Module:
+        """v: the evidence of one decision under q (line 1), as the policy has it; in a box an
+        estimate (line 4)."""
+        from inference_rl.networks import LogPartition
+        from inference_rl.softmax_policy import SoftmaxPolicy
+        from inference_rl.stein_policy import SteinPolicy, SteinValue
+        from inference_rl.temperature import LEAST_TEMPERATURE
+
+        policy = result.policy
+        if isinstance(policy, SteinPolicy):
+            return SteinValue(policy)
+        assert isinstance(policy, SoftmaxPolicy)
+        return LogPartition(policy, max(float(policy.temperature), LEAST_TEMPERATURE))
 
 
 def _learner(settings: SQL, model: EnvironmentModel, prior: ActionPrior) -> Learner:

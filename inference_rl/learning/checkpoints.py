@@ -32,7 +32,8 @@ def save(run: Path, steps: int, state: Any) -> None:
     directory = run / "checkpoints" / f"{steps:012d}"
     if (directory / runs.MANIFEST).exists():
         try:
-            _read(directory)
+            _told(directory)
+            runs.verified(directory, "state")
         except ValueError:
             _remove(directory)
         else:  # a state is a function of its run and its steps, but for an evaluation done or due
@@ -78,11 +79,19 @@ def load(run: Path) -> tuple[int, Any]:
 
 def _read(directory: Path) -> Any:
     """:raises ValueError: it is damaged, or not the one its name says."""
+    return unpack(_told(directory), runs.read_tensors(directory, "state"))
+
+
+def _told(directory: Path) -> Any:
+    """What the manifest says of the state.
+
+    :raises ValueError: it is damaged, or not the one its name says.
+    """
     manifest = runs.read_manifest(directory)
     told = {name: manifest.get(name) for name in ("steps", "state")}
     if manifest.get("digest") != _digest(told) or f"{told['steps']:012d}" != directory.name:
         raise ValueError(f"{directory / runs.MANIFEST} is damaged, or of another checkpoint")
-    return unpack(told["state"], runs.read_tensors(directory, "state"))
+    return told["state"]
 
 
 def _digest(manifest: dict[str, Any]) -> str:
@@ -123,13 +132,13 @@ def _committed(run: Path) -> list[Path]:
 
 
 def pack(tree: Any) -> tuple[Any, dict[str, Tensor]]:
-    """`tree` as JSON that names its tensors, and the tensors."""
+    """`tree` as JSON that names its tensors, and the tensors, which are no copies."""
     tensors: dict[str, Tensor] = {}
 
     def walk(node: Any) -> Any:
         if isinstance(node, Tensor):
             name = str(len(tensors))
-            tensors[name] = node.detach().cpu().contiguous().clone()
+            tensors[name] = node.detach()
             return {"tensor": name}
         if isinstance(node, dict):  # keys may be numbers, as in the state of an optimiser
             return {"dict": [[key, walk(value)] for key, value in node.items()]}

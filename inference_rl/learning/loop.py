@@ -220,7 +220,7 @@ def _check_numbers(tree: Any, steps: int, name: str = "") -> None:
 
 def _check_parameters(learner: Learner, steps: int) -> None:
     """:raises FloatingPointError: one that was learned is infinite, as other numbers may be."""
-    for name in ("policy", "value"):
+    for name in ("policy", "value", "q"):
         module = getattr(learner, name, None)
         for key, parameter in module.named_parameters() if module is not None else ():
             if parameter.requires_grad and not bool(parameter.isfinite().all()):

@@ -40,12 +40,15 @@ class PathReplay:
         """Store a segment (T, N), in place of the oldest steps once the ring is full.
 
         :raises ValueError: the segment has another number of slots than those before.
-        :raises MemoryError: the ring, which is allocated with the first segment, would not fit.
+        :raises MemoryError: the ring, which is allocated with the first segment, would not fit, or
+            could not be resumed from.
         """
         steps, slots = data.reward.shape
         if not self._ring:
             rows = max(self.capacity // (steps * slots), 1) * steps
-            self._allocate(rows, {name: getattr(data, name) for name in _FIELDS})
+            like = {name: getattr(data, name) for name in _FIELDS}
+            self._check_memory(rows, like)
+            self._ring = {name: self._field(rows, value) for name, value in like.items()}
         rows = len(self._ring["reward"])
         if self._ring["reward"].shape[1] != slots or rows % steps:
             raise ValueError(
@@ -57,24 +60,37 @@ class PathReplay:
         self._next = (self._next + steps) % rows
         self._stored = min(self._stored + steps, rows)
 
-    def _allocate(self, rows: int, like: dict[str, Tensor]) -> None:
-        kinds = {
-            name: self._dtype if self._dtype and value.is_floating_point() else value.dtype
-            for name, value in like.items()
-        }
-        shapes = {name: (rows, *value.shape[1:]) for name, value in like.items()}
-        needed = sum(math.prod(shapes[name]) * kinds[name].itemsize for name in _FIELDS)
-        free = memory.available(self._device)
-        if free is not None and needed > free:
-            fits = int(self.capacity * free / needed)
-            raise MemoryError(
-                f"replay_capacity: {self.capacity:,} steps take {needed / 2**30:.3g} GiB, and "
-                f"{free / 2**30:.3g} GiB are free; choose fewer than {fits:,} steps"
-            )
-        self._ring = {
-            name: torch.zeros(shapes[name], dtype=kinds[name], device=self._device)
-            for name in _FIELDS
-        }
+    def _field(self, rows: int, like: Tensor) -> Tensor:
+        """A field of the ring, of as many rows."""
+        shape = (rows, *like.shape[1:])
+        return torch.zeros(shape, dtype=self._kind(like), device=self._device)
+
+    def _kind(self, like: Tensor) -> torch.dtype:
+        return self._dtype if self._dtype and like.is_floating_point() else like.dtype
+
+    def _check_memory(self, rows: int, like: dict[str, Tensor], *, held: int = 0) -> None:
+        """:param held: bytes of the CPU's memory that are given up as the ring is filled.
+        :raises MemoryError: the ring would not fit, or could not be resumed from.
+        """
+        sizes = [
+            rows * math.prod(value.shape[1:]) * self._kind(value).itemsize
+            for value in like.values()
+        ]
+        # To save takes no more. Whoever resumes reads all fields, and then makes those of the ring,
+        # one after the other, giving up what was read: at worst the largest is there twice.
+        total, largest = sum(sizes), max(sizes)
+        needed = {self._device: total, "cpu": total - held}
+        if self._device == "cpu":
+            needed["cpu"] += largest
+        for device, taken in needed.items():
+            free = memory.available(device)
+            if free is not None and taken > free:
+                fits = int(self.capacity * free / taken)
+                raise MemoryError(
+                    f"replay_capacity: {self.capacity:,} steps take {taken / 2**30:.3g} GiB of the "
+                    f"memory of {device}, with what it takes to resume, and {free / 2**30:.3g} GiB "
+                    f"are free; choose fewer than {fits:,} steps"
+                )
 
     def sample(self, count: int, steps: int, seed: int) -> Segment:
         """`count` stretches of `steps` steps, (steps, count), uniform over slots and starts.
@@ -106,11 +122,15 @@ class PathReplay:
         return {"ring": filled, "rows": rows, "next": self._next, "stored": self._stored}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where `state_dict` was taken; `state` loses its ring, field by field."""
         self._next, self._stored = state["next"], state["stored"]
-        self._ring = {}
-        if state["rows"]:
-            self._allocate(state["rows"], state["ring"])
-        for name, filled in state["ring"].items():
+        self._ring, ring = {}, state["ring"]
+        if ring:
+            held = sum(filled.nbytes for filled in ring.values())
+            self._check_memory(state["rows"], ring, held=held)
+        for name in list(ring):
+            filled = ring.pop(name)
+            self._ring[name] = self._field(state["rows"], filled)
             self._ring[name][: len(filled)] = filled
 
 

@@ -13,9 +13,12 @@ it is.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sysconfig
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -63,9 +66,13 @@ class Graph:
         return lambda: rest(*given)
 
     def _as_it_is(self, inputs: Tensors) -> Tensors:
+        device = inputs[0].device
+        seeded: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if device.type != "cpu":  # whoever calls has seeded the CPU's generator alone
+            seeded = torch_seeded(int(torch.randint(2**62, ())), device)
         # Validation asks questions about values, which cannot be recorded, and takes its time. What
         # programs make, they make where the inputs are.
-        with pyro.validation_enabled(False), inputs[0].device:
+        with seeded, pyro.validation_enabled(False), device:
             found: Tensors = self._program(*inputs)
             return found
 
@@ -98,6 +105,8 @@ class Graph:
                 with torch_seeded(1, device):
                     found = rest(*others, *noise())
                 noise = _drawn_on_the_cpu(noise, device)
+                with torch_seeded(1):
+                    noise()  # which on a GPU may fail for what the program holds there
             reason = "" if _same(expected, found) else "it gives other numbers than the program"
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
@@ -184,10 +193,13 @@ def _ancestors(nodes: list[fx.Node], graph: fx.Graph) -> Iterator[fx.Node]:
 
 
 def _another(tensor: Tensor) -> Tensor:
-    """Other numbers of the same kind: the rows in another order, or another scalar."""
-    if tensor.dim() == 0:
-        return tensor * 1.5
-    return tensor.roll(1, 0)
+    """Other numbers of the same kind: the rows in another order, or another scalar.
+
+    Whole scalars stay as they are: who knows what they are the number of.
+    """
+    if tensor.dim() > 0:
+        return tensor.roll(1, 0)
+    return tensor * 1.5 if tensor.is_floating_point() else tensor.clone()
 
 
 def _same(left: Tensors, right: Tensors) -> bool:
@@ -195,6 +207,11 @@ def _same(left: Tensors, right: Tensors) -> bool:
     return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
 
 
-def can_compile() -> bool:
-    """Whether there is a C++ compiler, which `compiled` needs on a CPU."""
-    return any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+def missing_to_compile() -> str:
+    """What `compiled` needs on a CPU and is not there, and what to do about it; empty if all is."""
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        return "a C++ compiler, found none; install g++ or clang++"
+    headers = Path(sysconfig.get_paths()["include"])
+    if not (headers / "Python.h").is_file():
+        return f"Python's headers, found no Python.h in {headers}; install python3-dev"
+    return ""

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/returns.py CartPole-v1 policy-gradient --seeds 5 -- --total-steps 200000
 
-What follows `--` goes to `inference-rl infer`. Each policy is evaluated over 100 episodes of the
+What follows `--` goes to `inference-rl infer`. Each policy is evaluated over `--episodes` of the
 real environment, with actions drawn and with the most likely ones.
 """
 
@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("routine")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--episodes", default="100", help="of an evaluation")
     options, given = parser.parse_known_args()
     given = [word for word in given if word != "--"]
     command = Path(sys.executable).with_name("inference-rl")
@@ -31,8 +32,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
             infer = [command, "infer", options.target, options.routine, "--seed", str(seed)]
-            inferred = _json([*infer, "--out", run, "--episodes", "100", *given])
-            likely = _json([command, "evaluate", run, "--episodes", "100", "--deterministic"])
+            inferred = _json([*infer, "--out", run, "--episodes", options.episodes, *given])
+            evaluate = [command, "evaluate", run, "--episodes", options.episodes]
+            likely = _json([*evaluate, "--deterministic"])
         returns = [report["evaluation"]["mean_return"] for report in (inferred, likely)]
         for name, value in zip(totals, returns, strict=True):
             totals[name].append(value)
