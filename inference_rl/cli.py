@@ -370,7 +370,7 @@ class Compare:
     seeds: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
     """Of each learner, at least 2. Default: 20 in tables, 3 of a routine."""
     total_steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Environment steps of each learner. Default: 20,000 in tables, 2,000 of a routine."""
+    """Environment steps of each learner. Default: 20,000 in tables, 1,500 of a routine."""
     discount: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
     """In [0, 1], in place of the target's own (0.99 for Gymnasium's)."""
     env_kwargs: Json = None

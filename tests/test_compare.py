@@ -473,6 +473,17 @@ def test_cells_of_states_are_those_of_a_grid() -> None:
     assert scene.cells(states) == [(0, 0), (9, 9), (10, -1)]
 
 
+def test_the_entropy_of_actions_is_that_of_where_they_fall() -> None:
+    box = dist.Uniform(-torch.ones(3, 1), torch.ones(3, 1)).to_event(1)
+    found = routines.action_entropies(box, 0)
+    # The plug-in estimate from N draws in B bins is low by about (B - 1) / 2N.
+    assert found == pytest.approx(np.full(3, math.log(20) - 19 / 400), abs=0.05)
+    still = dist.Normal(torch.zeros(2, 1) + 0.01, 1e-6).to_event(1)
+    assert routines.action_entropies(still, 0).tolist() == [0.0, 0.0]
+    coin = dist.Categorical(torch.tensor([[0.5, 0.5]]))
+    assert routines.action_entropies(coin, 0) == pytest.approx([math.log(2)])
+
+
 def test_a_slip_is_an_action_of_the_prior() -> None:
     def prior(state: torch.Tensor) -> Any:
         return dist.Categorical(torch.tensor([0.5, 0.5]).expand(*state.shape, 2))

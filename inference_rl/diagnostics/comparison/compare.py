@@ -103,7 +103,7 @@ def compare(
     :param temperatures: > 0, reward units; verdicts are about the one in the middle, the higher of
         two. None chooses: `exact.usual_temperature`, or `routines.SHARES`.
     :param seeds: of each learner, at least 2; None for 20 in tables and 3 of routines.
-    :param total_steps: environment steps of each run; None for 20,000 in tables, 2,000 of routines.
+    :param total_steps: environment steps of each run; None for 20,000 in tables, 1,500 of routines.
     :param prior: the action prior, in place of the model's own.
     :param progress: called now and then with a few words on how far it has got.
     :returns: the same for the same arguments, but for `seconds`.

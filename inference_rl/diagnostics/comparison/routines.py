@@ -24,6 +24,7 @@ from inference_rl.diagnostics.comparison.runs import (
     Runs,
 )
 from inference_rl.diagnostics.comparison.tabular import rare
+from inference_rl.diagnostics.comparison.visits import entropy, mode
 from inference_rl.environment import EnvironmentModel
 from inference_rl.evaluation import episode_limit, evaluate
 from inference_rl.inference import InferenceResult, infer, routine_class
@@ -31,12 +32,12 @@ from inference_rl.inference.learned import is_uniform
 from inference_rl.learning.collection import Collector, Segment, watched
 from inference_rl.policies import Policy
 from inference_rl.priors import ActionPrior, MixturePrior
-from inference_rl.randomness import derived
+from inference_rl.randomness import derived, torch_seeded
 from inference_rl.simulate import environments
 
 Array = np.ndarray[Any, Any]
 
-STEPS, SEEDS = 2_000, 3
+STEPS, SEEDS = 1_500, 3
 """Of each run, and runs of each kind, unless others are asked for."""
 
 RATES = (1 / 3, 1.0)
@@ -50,6 +51,9 @@ EPISODES = 10
 
 BINS = 10
 """Of each coordinate of a state, to count where a run has been."""
+
+ACTION_BINS, ACTION_DRAWS, ACTION_STATES = 20, 200, 200
+"""How finely actions of a box are told apart, and from how many draws in how many states."""
 
 PRIOR_EPISODES = 20
 """To see how rewards and states look before anything is learned."""
@@ -302,18 +306,48 @@ def _one(
     seen = (len(witness.cells), witness.found)
     if known is not None:
         table = policy_table(result, known)
-        returns = known.dynamics.returns(np.stack([table, _likeliest(table)]))
+        returns = known.dynamics.returns(np.stack([table, mode(table)]))
         entropy = known.dynamics.mean_entropies(table[None])[0]
         return (*seen, *returns, entropy, result.temperature)
-    drawn, likeliest = (
-        result.evaluate(EPISODES, deterministic=how).mean_return for how in (False, True)
-    )
-    parts = result.parts
-    per_step = parts.entropy / parts.steps if parts is not None and parts.steps else 0.0
+    drawn, per_step = _acted(model, result)
+    likeliest = result.evaluate(EPISODES, deterministic=True).mean_return
     row = (*seen, drawn, likeliest, per_step, result.temperature)
     if not slips:
         return (*row, [np.nan] * len(SLIPS))
     return (*row, [drawn, *(_slipped(model, result, prior, delta) for delta in SLIPS[1:])])
+
+
+def _acted(model: EnvironmentModel, result: InferenceResult) -> tuple[float, float]:
+    """The mean return of some episodes, and the mean entropy of the actions along them, nats."""
+    batch = environments(model, EPISODES, episode_limit(model))
+    try:
+        collector = Collector(batch, derived(result.seed, "evaluation"))
+        data = collector.collect_episodes(result.policy)
+    finally:
+        batch.close()
+    returns = [episode.total for episode in collector.finished[-EPISODES:]]
+    states, steps = data.state[data.valid], data.step[data.valid]
+    some = torch.linspace(0, len(states) - 1, min(ACTION_STATES, len(states))).long()
+    with torch.no_grad():
+        distribution = result.policy(states[some], steps[some])
+    entropies = action_entropies(distribution, derived(result.seed, "entropy"))
+    return float(np.mean(returns)), float(entropies.mean())
+
+
+def action_entropies(distribution: Any, seed: int) -> Array:
+    """Of every state's actions, nats; of boxes rounded to `ACTION_BINS` a coordinate.
+
+    A density is no measure for policies at temperature 0, which have hardly any width: its entropy
+    falls without end, and near the edges of the box float32 cannot tell it. What is rounded is at
+    least at zero. Coordinates count each for itself, and draws are `ACTION_DRAWS`.
+    """
+    if distribution.support.is_discrete:
+        return np.asarray(distribution.entropy().double().numpy())
+    with torch_seeded(seed), torch.no_grad():
+        actions = distribution.sample((ACTION_DRAWS,)).double().numpy()
+    bins = np.clip(np.floor((actions + 1) / 2 * ACTION_BINS), 0, ACTION_BINS - 1)
+    shares = (bins[..., None] == np.arange(ACTION_BINS)).mean(0)
+    return entropy(shares).sum(-1)
 
 
 def _slipped(
@@ -339,7 +373,3 @@ def _probs(distribution: Any, known: Policies) -> Array:
     probs = distribution.probs.double()
     table: Array = (probs / probs.sum(-1, keepdim=True)).numpy()
     return np.broadcast_to(table, known.dynamics.reward.shape)
-
-
-def _likeliest(table: Array) -> Array:
-    return np.eye(table.shape[-1])[table.argmax(-1)]

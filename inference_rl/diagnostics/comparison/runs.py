@@ -193,7 +193,7 @@ def stability(course: Course, seed: int) -> Claim:
         ]
     rows = tuple(
         (
-            f"{run.name}, rate {run.rate:g}",
+            f"{run.name}, rate {run.rate:.3g}",
             mean(run.returns),
             f"{_plain(run.returns.std(ddof=1), course.rounding):.4g}",
             f"{run.returns.min():.4g}",

@@ -15,7 +15,11 @@ from inference_rl.diagnostics.comparison.findings import (
     mean,
 )
 from inference_rl.diagnostics.comparison.robustness import STRENGTH
-from inference_rl.diagnostics.comparison.routines import EPISODES, SLIPS
+from inference_rl.diagnostics.comparison.routines import (
+    ACTION_BINS,
+    EPISODES,
+    SLIPS,
+)
 from inference_rl.diagnostics.comparison.runs import Course, Runs
 
 
@@ -29,9 +33,9 @@ def randomness(course: Course) -> Claim:
         title="Stochastic or deterministic" + course.title,
         says="MaxEnt RL acts at random where several actions are good; regular RL always takes one "
         "action.",
-        measured=f"Entropy per step of what was learned by {course.by}, in the units of actions "
-        "in [-1, 1] where they are a box, a mean over episodes and over "
-        f"{len(soft.returns)} seeds.",
+        measured=f"Entropy per step of what was learned by {course.by}, along its own episodes; of "
+        f"actions in a box rounded to {ACTION_BINS} places a coordinate, where regular RL has "
+        f"hardly any width and its density no entropy to speak of. {len(soft.returns)} seeds.",
         effects=(
             Effect(
                 f"entropy per step, {soft.name} above {regular.name}",
