@@ -277,7 +277,8 @@ def cost(known: Policies) -> Claim:
         says="Where a deterministic policy suffices, as in every fully observed model, acting at "
         "random costs return, and taking the likeliest action gives it back.",
         measured="Exact policies as they are, and with their most likely action taken in its "
-        "place; 0% is the prior's return and 100% that of regular RL.",
+        "place, in episodes that are cut after "
+        f"{known.dynamics.steps:,} steps; 0% is the prior's return and 100% that of regular RL.",
         effects=(
             exact_effect(
                 f"return, regular above soft at {known.reference_name}",

@@ -105,7 +105,8 @@ def robustness(known: Policies, seed: int) -> Claim:
         f"mixture of what the actions do, {DRAWS} draws. Reward: {STRENGTH:g} of the spread of "
         f"rewards as noise on each state and action, the worst of {WORST_OF} draws, {WORLDS} "
         "times. Obstacles: a wall in place of a cell of the regular path, each in its turn. "
-        "Intervals are over draws, or cells.",
+        "Intervals are over draws, or cells; episodes are cut after "
+        f"{known.dynamics.steps:,} steps.",
         effects=tuple(effects),
         table=Table(tuple(columns), tuple(tuple(row) for row in rows)),
         picture=Picture(
