@@ -388,6 +388,7 @@ def test_json_holds_every_claim_with_its_numbers() -> None:
     for claim in report["claims"]:
         assert {"title", "claim", "measured", "verdict", "effects", "table"} <= set(claim)
         assert claim["table"]
+        assert all(key == key.strip() for row in claim["table"] for key in row)
         for effect in claim["effects"]:
             assert {"name", "unit", "verdict", "threshold", "value", "low", "high"} <= set(effect)
 

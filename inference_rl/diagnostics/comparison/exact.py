@@ -294,7 +294,8 @@ def cost(known: Policies) -> Claim:
             ),
         ),
         table=Table(
-            ("policy", "return", "of the range", "likeliest action", "of the range "), rows
+            ("policy", "return", "of the range", "likeliest action", "of the range, likeliest"),
+            rows,
         ),
         picture=Picture(
             "Drawn actions beside the likeliest",
