@@ -198,6 +198,16 @@ def test_intervals_are_those_of_scipy() -> None:
     assert (findings.mean(a).low, findings.mean(a).high) == pytest.approx((alone.low, alone.high))
 
 
+def test_few_that_are_all_the_same_do_not_settle_a_share() -> None:
+    """By hand: of 3 ones and 3 zeros, 4/5 and 1/5, give or take 1.96 · √(2 · 0.16 / 5)."""
+    ones, zeros = np.ones(3), np.zeros(3)
+    found = findings.share_difference(ones, zeros)
+    half = 1.959964 * math.sqrt(2 * 0.16 / 5)
+    assert (found.value, found.low, found.high) == pytest.approx((1, 0.6 - half, 1))
+    same = Effect("e", findings.share_difference(ones, ones), "of seeds")
+    assert same.verdict == "cannot be told apart"
+
+
 def test_the_bootstrap_covers_a_difference_of_spreads() -> None:
     """Of normal samples of 40, whose deviations are 2 and 1; to within what 60 trials can tell."""
     generator = np.random.default_rng(1)

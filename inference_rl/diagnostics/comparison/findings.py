@@ -3,7 +3,8 @@
 An effect is a difference whose sign the claim predicts: above zero it speaks for the claim. It
 holds if its whole interval is above its threshold, does not hold if all of it is at or below, and
 cannot be told apart otherwise. Intervals have 95%: Student's t for means over seeds, Welch's for
-differences of two independent samples (Welch 1947, Biometrika 34). What is exact has no interval.
+differences of two independent samples (Welch 1947, Biometrika 34), a bootstrap's for spreads. What
+is exact has no interval.
 """
 
 from __future__ import annotations
@@ -77,6 +78,24 @@ def difference(left: Sequence[float] | Array, right: Sequence[float] | Array) ->
     if freedom > 0 and total > 0:
         freedom = total**2 / sum(e**2 / (len(x) - 1) for e, x in zip(errors, (a, b), strict=True))
     return _interval(float(a.mean() - b.mean()), total, freedom, min(len(a), len(b)))
+
+
+def share_difference(left: Array, right: Array) -> Estimate:
+    """The difference of two shares, of samples of zeros and ones.
+
+    With the interval of Agresti and Caffo (2000), The American Statistician 54, which counts a
+    success and a failure more in each: few that are all the same do not settle it.
+    """
+    squared, centre = 0.0, 0.0
+    for sample, sign in ((left, 1), (right, -1)):
+        size = len(sample) + 2
+        share = (float(sample.sum()) + 1) / size
+        squared += share * (1 - share) / size
+        centre += sign * share
+    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt(squared)
+    value = float(left.mean() - right.mean())
+    low, high = max(centre - half, -1.0), min(centre + half, 1.0)
+    return Estimate(value, low, high, min(len(left), len(right)))
 
 
 def bootstrap(

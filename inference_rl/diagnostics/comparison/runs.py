@@ -18,6 +18,7 @@ from inference_rl.diagnostics.comparison.findings import (
     bootstrap,
     difference,
     mean,
+    share_difference,
 )
 from inference_rl.randomness import derived
 
@@ -143,7 +144,7 @@ def exploration(course: Course) -> Claim:
             ),
             Effect(
                 f"share of seeds that find the best, {soft.name} above {regular.name}",
-                difference(course.near(soft.greedy), course.near(regular.greedy)),
+                share_difference(course.near(soft.greedy), course.near(regular.greedy)),
                 "of seeds",
             ),
         ),
