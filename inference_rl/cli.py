@@ -1,4 +1,4 @@
-"""The command `inference-rl`: infer, evaluate, check, derive, list.
+"""The command `inference-rl`: infer, evaluate, check, derive, compare, list.
 
 Nothing here imports torch before a command runs, so that `--help` answers at once. Results go to
 stdout; progress, warnings and errors to stderr. Bad input is one sentence and exit code 2.
@@ -328,11 +328,7 @@ class Derive:
             raise ValueError(f"--seed: expected 0 or more, got {self.seed}")
         if self.prior is None and self.prior_kwargs:
             raise ValueError("--prior-kwargs was given without --prior: name a prior too")
-        if self.html is not None and (self.html.is_dir() or not self.html.parent.is_dir()):
-            raise ValueError(
-                f"--html: expected a file in a directory that exists, got {self.html}: name "
-                "another, or make the directory"
-            )
+        _check_page(self.html)
         with _progress(self.json) as progress, _one_sentence():
             model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
             prior = None
@@ -363,6 +359,86 @@ class Derive:
         if self.only == "failed":
             report["steps"] = [s for s in report["steps"] if s["verdict"] == "fail"]
         return report
+
+
+@dataclasses.dataclass
+class Compare:
+    """Measure on a target what is said of MaxEnt RL beside regular RL."""
+
+    model: Annotated[Target, tyro.conf.arg(name="target")]
+    routines: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[ROUTINE ...]")
+    ] = ()
+    """Learned ones to measure learning by. Default: tables where the model is finite, or else sac
+    or sql."""
+    temperature: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER [NUMBER ...]")] = ()
+    """> 0, reward units; verdicts are about the one in the middle. Default: what fits the model."""
+    seeds: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
+    """Of each learner, at least 2. Default: 20 in tables, 3 of a routine."""
+    total_steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Environment steps of each learner. Default: 20,000 in tables, 1,500 of a routine."""
+    discount: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """In [0, 1], in place of the target's own (0.99 for Gymnasium's)."""
+    env_kwargs: Json = None
+    """Arguments for gymnasium.make, or for the model's constructor."""
+    prior: Annotated[str | None, tyro.conf.arg(metavar="PRIOR")] = None
+    """Action prior: a name from `inference-rl list`, or file.py:Name. Default: the model's own."""
+    prior_kwargs: Json = None
+    """Arguments for the prior's constructor."""
+    html: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write a page with all of it, which opens in a browser from disk."""
+    seed: int = 0
+    """Of everything random."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object, and nothing else, on stdout."""
+
+    def run(self) -> dict[str, Any]:
+        from inference_rl.diagnostics import compare
+        from inference_rl.diagnostics.comparison.page import render
+        from inference_rl.diagnostics.comparison.terminal import print_comparison
+        from inference_rl.targets import load_prior, load_target
+
+        if self.prior is None and self.prior_kwargs:
+            raise ValueError("--prior-kwargs was given without --prior: name a prior too")
+        _check_page(self.html)
+        for name in self.routines:
+            if name not in ROUTINES or name == "exact":
+                learned = [known for known in ROUTINES if known != "exact"]
+                raise ValueError(
+                    f"unknown learned routine {name!r}: expected any of {', '.join(learned)}"
+                    f"{_closest(name, learned)}; exact policies are compared wherever they can be"
+                )
+        with _progress(self.json) as progress, _one_sentence():
+            model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
+            prior = None
+            if self.prior is not None:
+                prior = load_prior(self.prior, model, self.prior_kwargs)
+            comparison = compare(
+                model,
+                self.routines,
+                temperatures=self.temperature or None,
+                seeds=self.seeds,
+                seed=self.seed,
+                total_steps=self.total_steps,
+                prior=prior,
+                progress=progress,
+            )
+            if self.html is not None:
+                self.html.write_text(render(comparison), encoding="utf-8")
+        if not self.json:
+            print_comparison(comparison)
+            if self.html is not None:
+                print(f"\nWritten as a page to {self.html}")
+        return comparison.as_json() | {"html": None if self.html is None else str(self.html)}
+
+
+def _check_page(path: Path | None) -> None:
+    """:raises ValueError: no page can be written there."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise ValueError(
+            f"--html: expected a file in a directory that exists, got {path}: name another, or "
+            "make the directory"
+        )
 
 
 @dataclasses.dataclass
@@ -398,6 +474,7 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Derive, tyro.conf.subcommand("derive")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[List, tyro.conf.subcommand("list")]
 )
 

@@ -504,7 +504,10 @@ def test_list(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------ words that are no command
 
 TYPOS: dict[str, tuple[list[str], str]] = {
-    "nothing": ([], "no command: expected one of infer, evaluate, check, derive, list; see "),
+    "nothing": (
+        [],
+        "no command: expected one of infer, evaluate, check, derive, compare, list; see ",
+    ),
     "a command": (["inferr"], r"unknown command 'inferr': expected one of infer, .*'infer'\?\)"),
     "no target": (
         ["infer"],

@@ -18,7 +18,7 @@ from inference_rl import load_target
 from inference_rl.derivation import Derivation, derive
 from inference_rl.derivation.curves import Curves
 from inference_rl.derivation.page import render
-from inference_rl.derivation.page.charts import number
+from inference_rl.html.charts import number
 
 pytestmark = pytest.mark.skipif(chromium.BINARY is None, reason="needs Chromium")
 

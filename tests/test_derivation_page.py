@@ -19,21 +19,18 @@ from inference_rl.cli import main
 from inference_rl.derivation import Derivation, Step, derive
 from inference_rl.derivation.page import render
 from inference_rl.derivation.page.charts import (
-    LARGE,
     Curve,
     equality,
     inequality,
-    number,
     plot,
     relation,
     slack,
-    temperature_axis,
-    value_axis,
 )
-from inference_rl.derivation.page.document import SCRIPT, STYLE
 from inference_rl.derivation.step import Assumption, Check, Estimate, Row, Side, Twin, evaluate
 from inference_rl.derivation.subject import Subject
 from inference_rl.diagnostics import page as pictures
+from inference_rl.html.charts import LARGE, number, power_axis, value_axis
+from inference_rl.html.document import SCRIPT, STYLE
 from inference_rl.trajectory import trajectory
 
 VOID = {"meta", "input"}
@@ -99,6 +96,7 @@ def page_of(step: Step, **changes: Any) -> str:
         notes=("It is looked at from afar.",),
         findings=(evaluate(step, subject, 1),),
         seconds=0.1,
+        notes=(),
         curves=None,
     )
     return render(dataclasses.replace(derivation, **changes))
@@ -326,8 +324,8 @@ def test_slacks_of_a_table_are_drawn_to_one_scale() -> None:
 
 
 def test_axes() -> None:
-    assert temperature_axis([0.001, 0.1, 10.0], LARGE).ticks == (0.001, 0.01, 0.1, 1.0, 10.0)
-    assert temperature_axis([0.002, 0.2, 20.0], LARGE).ticks == (0.01, 0.1, 1.0, 10.0)
+    assert power_axis([0.001, 0.1, 10.0], LARGE).ticks == (0.001, 0.01, 0.1, 1.0, 10.0)
+    assert power_axis([0.002, 0.2, 20.0], LARGE).ticks == (0.01, 0.1, 1.0, 10.0)
     even = value_axis([0.1, 0.54], LARGE, powers=True)
     assert even.ticks == pytest.approx((0.0, 0.2, 0.4, 0.6))
     assert (even.place(0.6), even.place(0.0)) == (LARGE.top, LARGE.bottom)

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {
         "runs",
+        "html",
         "distributions",
         "truncated_normal",
         "squashed_normal",

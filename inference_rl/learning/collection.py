@@ -9,8 +9,11 @@ replaying the actions of their current episodes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -70,6 +73,25 @@ class Episode:
     number: int
     total: float
     length: int
+
+
+_WATCHERS: ContextVar[tuple[Callable[[Segment], None], ...]] = ContextVar("_WATCHERS", default=())
+
+
+@contextlib.contextmanager
+def watched(see: Callable[[Segment], None]) -> Iterator[None]:
+    """Show `see` every segment that is collected within, by whatever routine, as it comes."""
+    token = _WATCHERS.set((*_WATCHERS.get(), see))
+    try:
+        yield
+    finally:
+        _WATCHERS.reset(token)
+
+
+def _shown(data: Segment) -> Segment:
+    for see in _WATCHERS.get():
+        see(data)
+    return data
 
 
 class _EpisodeSeeds:
@@ -138,7 +160,7 @@ class Collector:
                 self._finish(over)
                 self._state = self._state.clone()
                 self._state[torch.from_numpy(over)] = self._begin_to_act(over)
-        return _stacked(rows)
+        return _shown(_stacked(rows))
 
     def collect_episodes(self, policy: Policy) -> Segment:
         """One whole episode in every slot; T is the length of the longest, at least 1.
@@ -169,7 +191,7 @@ class Collector:
         self._state = None
         data = _stacked(rows)
         data.state[0] = start  # of those too that go no further
-        return data
+        return _shown(data)
 
     def _begin_to_act(self, slots: np.ndarray) -> Tensor:
         """Start episodes in `slots` until all of them have one that goes on."""

@@ -10,45 +10,32 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from inference_rl.derivation.page.markup import element
 from inference_rl.derivation.step import Relation, Row
-
-Values = Sequence[float | None]
-
-SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+from inference_rl.html.charts import (
+    LARGE,
+    SMALL,
+    Frame,
+    Values,
+    across_line,
+    bottom_axis,
+    height_label,
+    number,
+    path_of,
+    power_axis,
+    value_axis,
+)
+from inference_rl.html.markup import element
 
 DECADES = 16.0
 """How far from its tolerance a difference is drawn, in powers of ten; farther stays at the edge."""
 
 MOST_ACTIONS = 6
 """Told apart by colours; the others are added up."""
-
-WIDE_RANGE = 30.0
-"""How many times as large as the small ones the largest number is, where powers of ten help."""
-
-
-def number(value: float | None, digits: int = 6) -> str:
-    """A number for people: a minus that is one, powers of ten as such."""
-    if value is None or math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
-    mantissa = mantissa.replace("-", "−")
-    if not exponent:
-        return mantissa
-    power = f"10{str(int(exponent)).translate(SUPERSCRIPTS)}"
-    return mantissa[:-1] + power if mantissa in ("1", "−1") else f"{mantissa} × {power}"
-
-
-def decimals(value: float, places: int) -> str:
-    """A number to so many decimals."""
-    return f"{value:.{places}f}".replace("-", "−")
 
 
 # ---- relations -----------------------------------------------------------------------------------
@@ -159,33 +146,6 @@ class Curve:
     is_chance: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Frame:
-    """The box of a chart, and in it the rectangle of its axes."""
-
-    width: float
-    height: float
-    left: float
-    right: float
-    top: float
-    bottom: float
-
-
-LARGE = Frame(width=340, height=200, left=52, right=326, top=10, bottom=172)
-SMALL = Frame(width=225, height=120, left=28, right=212, top=8, bottom=92)
-
-
-@dataclasses.dataclass(frozen=True)
-class Axis:
-    """A scale, and where it has ticks.
-
-    :ivar place: from a value to a coordinate.
-    """
-
-    place: Callable[[float], float]
-    ticks: tuple[float, ...]
-
-
 def frames(**attributes: Iterable[str | float]) -> str:
     """What a part that moves with the slider is at every temperature."""
     rounded = {
@@ -193,60 +153,6 @@ def frames(**attributes: Iterable[str | float]) -> str:
         for name, values in attributes.items()
     }
     return json.dumps(rounded, ensure_ascii=False, separators=(",", ":"))
-
-
-def temperature_axis(temperatures: Sequence[float], box: Frame) -> Axis:
-    """Powers of ten."""
-    low, high = math.log10(temperatures[0]), math.log10(temperatures[-1])
-    decades = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
-    return Axis(
-        lambda value: box.left + (box.right - box.left) * (math.log10(value) - low) / (high - low),
-        tuple(10.0**power for power in decades),
-    )
-
-
-def value_axis(values: Sequence[float], box: Frame, *, powers: bool) -> Axis:
-    """Of equal steps; or, where that helps, of powers of ten outside of the small numbers."""
-    sizes = np.abs(np.asarray(values))
-    typical = float(np.quantile(sizes, 0.25))
-    if powers and typical > 0 and sizes.max() > WIDE_RANGE * typical:
-        low, high = (math.asinh(f(values) / typical) for f in (min, max))
-        ticks, bend = _powers(min(values), max(values), typical), typical
-    else:
-        low, high = min(values), max(values)
-        if low == high:
-            low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
-        ticks, bend = _steps(low, high), None
-        low, high = min(low, *ticks), max(high, *ticks)
-
-    def place(value: float) -> float:
-        bent = value if bend is None else math.asinh(value / bend)
-        return box.bottom - (box.bottom - box.top) * (bent - low) / (high - low)
-
-    return Axis(place, ticks)
-
-
-def _steps(low: float, high: float) -> tuple[float, ...]:
-    """Round numbers that enclose a range, three to six of them."""
-    rough = (high - low) / 4
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * nice for nice in (1, 2, 5, 10) if power * nice >= rough)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return tuple(float(f"{step * i:.12g}") for i in range(first, last + 1))
-
-
-def _powers(low: float, high: float, typical: float) -> tuple[float, ...]:
-    """Zero and powers of ten within a range, at most three of either sign."""
-
-    def of(limit: float) -> list[float]:
-        if limit <= typical:
-            return []
-        least, most = math.ceil(math.log10(typical)), math.floor(math.log10(limit))
-        every = max(1, math.ceil((most - least + 1) / 3))
-        return [10.0**power for power in range(most, least - 1, -every)]
-
-    zero = [0.0] if low <= 0 <= high else []
-    return tuple(sorted({*zero, *of(high), *(-value for value in of(-low))}))
 
 
 def plot(
@@ -266,17 +172,17 @@ def plot(
     box = LARGE
     known = [v for curve in curves for v in curve.values if v is not None]
     up = value_axis(known + ([] if level is None else [level]), box, powers=powers)
-    across = temperature_axis(temperatures, box)
+    across = power_axis(temperatures, box)
     xs = [across.place(temperature) for temperature in temperatures]
     heights: list[Values] = [
         [None if value is None else up.place(value) for value in curve.values] for curve in curves
     ]
-    drawn = [_across("grid", up.place(tick), box) for tick in up.ticks]
-    drawn += [_height(number(tick, 3), up.place(tick), box) for tick in up.ticks]
-    drawn += [] if level is None else [_across("level", up.place(level), box)]
-    drawn += [*_below(across, box), _marker(xs, chosen, box)]
+    drawn = [across_line("grid", up.place(tick), box) for tick in up.ticks]
+    drawn += [height_label(number(tick, 3), up.place(tick), box) for tick in up.ticks]
+    drawn += [] if level is None else [across_line("level", up.place(level), box)]
+    drawn += [*bottom_axis(across, box), _marker(xs, chosen, box)]
     for curve, ys in zip(curves, heights, strict=True):
-        drawn.append(element("path", class_=f"curve {curve.colour}", d=_path(xs, ys)))
+        drawn.append(element("path", class_=f"curve {curve.colour}", d=path_of(xs, ys)))
     for curve, ys in zip(curves, heights, strict=True):
         drawn.append(_dot(xs, ys, chosen, box, curve.colour))
     return _chart(title, box, drawn)
@@ -287,7 +193,7 @@ def shares(
 ) -> Element:
     """Probabilities, which sum to one, as areas on top of each other."""
     box = SMALL
-    across = temperature_axis(temperatures, box)
+    across = power_axis(temperatures, box)
     xs = [across.place(temperature) for temperature in temperatures]
     below = [box.bottom] * len(xs)
     drawn = []
@@ -300,8 +206,8 @@ def shares(
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in outline)
         drawn.append(element("polygon", class_=f"share {curve.colour}", points=points))
         below = above
-    drawn += [_height("0", box.bottom, box), _height("1", box.top, box)]
-    drawn += [*_below(across, box), _marker(xs, chosen, box)]
+    drawn += [height_label("0", box.bottom, box), height_label("1", box.top, box)]
+    drawn += [*bottom_axis(across, box), _marker(xs, chosen, box)]
     return _chart(title, box, drawn)
 
 
@@ -309,23 +215,6 @@ def _chart(title: str, box: Frame, drawn: Sequence[Element]) -> Element:
     view = f"0 0 {box.width:g} {box.height:g}"
     words = f"{title}, over temperature"
     return element("svg", *drawn, class_="chart", viewBox=view, role="img", aria_label=words)
-
-
-def _across(class_: str, y: float, box: Frame) -> Element:
-    return element("line", class_=class_, x1=box.left, x2=box.right, y1=y, y2=y)
-
-
-def _height(text: str, y: float, box: Frame) -> Element:
-    return element("text", text, class_="tick y", x=box.left - 6, y=y + 4)
-
-
-def _below(across: Axis, box: Frame) -> Iterator[Element]:
-    """The axis of temperatures."""
-    yield _across("frame", box.bottom, box)
-    for tick in across.ticks:
-        x = across.place(tick)
-        yield element("line", class_="frame", x1=x, x2=x, y1=box.bottom, y2=box.bottom + 4)
-        yield element("text", number(tick, 3), class_="tick x", x=x, y=box.bottom + 17)
 
 
 def _marker(xs: Sequence[float], chosen: int, box: Frame) -> Element:
@@ -354,13 +243,3 @@ def _dot(xs: Sequence[float], ys: Values, chosen: int, box: Frame, colour: str) 
         visibility=seen[chosen],
         data_frames=frames(cx=xs, cy=heights, visibility=seen),
     )
-
-
-def _path(xs: Sequence[float], ys: Values) -> str:
-    """A line through the points, broken where there is none."""
-    words, broken = [], True
-    for x, y in zip(xs, ys, strict=True):
-        if y is not None:
-            words.append(f"{'M' if broken else 'L'}{x:.1f},{y:.1f}")
-        broken = y is None
-    return " ".join(words)

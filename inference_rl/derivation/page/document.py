@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import inference_rl
 from inference_rl.derivation.ladder import Derivation
-from inference_rl.derivation.page.charts import number
-from inference_rl.derivation.page.markup import Child, element, html
 from inference_rl.derivation.page.step import badge, section
 from inference_rl.derivation.page.temperature import temperature_section
-
-STYLE = Path(__file__).with_name("style.css")
-SCRIPT = Path(__file__).with_name("script.js")
+from inference_rl.html.charts import number
+from inference_rl.html.document import page, theme_switch
+from inference_rl.html.markup import Child, element
 
 HOW_TO_READ = (
     "Under the formulas of a step stand both sides as they come out on this model. The bar below "
@@ -30,18 +25,8 @@ KEYS = {"n": "next step", "p": "previous step", "b": "break the step, or mend it
 
 def render(derivation: Derivation) -> str:
     """A derivation as a page, with a slider over temperature where it has curves."""
-    style, script = STYLE.read_text(encoding="utf-8"), SCRIPT.read_text(encoding="utf-8")
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_policy(style, script)),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"The derivation on {derivation.target}"),
-        element("style", style),
-    )
-    body = element(
-        "body",
+    return page(
+        f"The derivation on {derivation.target}",
         element("a", "Skip to the first step", class_="skip", href="#steps"),
         _header(derivation),
         _contents(derivation),
@@ -57,20 +42,6 @@ def render(derivation: Derivation) -> str:
             ),
         ),
         _footer(derivation),
-        element("script", script),
-    )
-    return html(element("html", head, body, lang="en"))
-
-
-def _policy(style: str, script: str) -> str:
-    """What the browser is to let this page do: show itself, and run its own script."""
-
-    def digest(text: str) -> str:
-        return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-    return (
-        f"default-src 'none'; style-src 'sha256-{digest(style)}'; "
-        f"script-src 'sha256-{digest(script)}'; base-uri 'none'; form-action 'none'"
     )
 
 
@@ -96,7 +67,7 @@ def _header(derivation: Derivation) -> Element:
     }
     return element(
         "header",
-        element("button", "Dark", type="button", id="theme", aria_pressed="false"),
+        theme_switch(),
         element("p", "Reinforcement learning as probabilistic inference", class_="over"),
         element("h1", f"The derivation on {derivation.target}"),
         element(

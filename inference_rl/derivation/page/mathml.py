@@ -13,7 +13,7 @@ import re
 from typing import Literal, NamedTuple
 from xml.etree.ElementTree import Element
 
-from inference_rl.derivation.page.markup import element
+from inference_rl.html.markup import element
 
 Kind = Literal["ord", "op", "bin", "rel", "open", "close", "punct", "inner", "fenced", "space"]
 

@@ -13,10 +13,10 @@ from typing import Literal
 from xml.etree.ElementTree import Element
 
 from inference_rl.derivation.page import charts
-from inference_rl.derivation.page.charts import decimals, number
-from inference_rl.derivation.page.markup import Child, element
 from inference_rl.derivation.page.mathml import mathml
 from inference_rl.derivation.step import Comparison, Finding, Met, Row, Step
+from inference_rl.html.charts import decimals, number
+from inference_rl.html.markup import Child, element
 
 Case = Literal["as-is", "twin"]
 

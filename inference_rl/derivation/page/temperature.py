@@ -7,8 +7,9 @@ from xml.etree.ElementTree import Element
 
 from inference_rl.derivation.curves import Curves
 from inference_rl.derivation.page import charts
-from inference_rl.derivation.page.charts import Curve, decimals, frames, number
-from inference_rl.derivation.page.markup import element
+from inference_rl.derivation.page.charts import Curve, frames
+from inference_rl.html.charts import decimals, number
+from inference_rl.html.markup import element
 
 
 def temperature_section(curves: Curves) -> Element:

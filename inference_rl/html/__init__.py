@@ -1,0 +1,1 @@
+"""Pages that are one file and need nothing else: what they have in common."""
