@@ -28,7 +28,7 @@ from inference_rl.diagnostics.pareto import (
 from inference_rl.diagnostics.samples import column
 from inference_rl.inference import InferenceResult, as_number
 from inference_rl.inference.exact_finite import objective_parts
-from inference_rl.inference.reference import Reference, reference
+from inference_rl.inference.reference import MOST_STATES, Reference, reference
 from inference_rl.inference.sampling import program_of
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ INTERVAL = 1.959964
 class GuideQuality:
     """How close the guide q(τ) of a result is to its target; nats, None where not known.
 
-    :ivar draws: trajectories. :ivar unfinished: the share of them that could have gone on.
+    :ivar draws: trajectories. :ivar steps: that were drawn of each, at most. :ivar unfinished: the
+        share of trajectories that go on after them.
     :ivar elbo: E_q log w, and its standard error: J / temperature of the policy, or log p(O) for a
         posterior. What follows the last step drawn is left out of a learned policy's.
     :ivar exact_elbo: the same without sampling, by the tables of a finite model.
@@ -59,6 +60,7 @@ class GuideQuality:
     """
 
     draws: int
+    steps: int
     unfinished: float
     elbo: float
     elbo_standard_error: float
@@ -113,12 +115,15 @@ def guide_quality(
     draws: int = 1000,
     horizon: int | None = None,
     seed: int | None = None,
+    most_states: int = MOST_STATES,
 ) -> GuideQuality:
     """Compare the guide of `result` with its target, by `draws` trajectories of the program.
 
     A simulator is run for them; every other model is its own program, fast.
 
     :param horizon, seed: as in `InferenceResult.sample`.
+    :param most_states: what is exact is known of models of at most so many, times the steps of a
+        horizon.
     :raises ValueError: fewer than two draws; temperature 0, where reward is no evidence; or a saved
         run that does not hold its prior.
     """
@@ -138,7 +143,7 @@ def guide_quality(
     tree = result.routine.sample(
         in_program, draws, horizon=horizon, seed=result.seed if seed is None else seed
     )
-    return _judged(result, tree, reference(result))
+    return _judged(result, tree, reference(result, most_states))
 
 
 def _judged(result: InferenceResult, tree: xarray.DataTree, exact: Reference | str) -> GuideQuality:
@@ -152,21 +157,19 @@ def _judged(result: InferenceResult, tree: xarray.DataTree, exact: Reference | s
     if is_control and result.objective is not None and not hasattr(result.routine, "total_steps"):
         max_elbo = as_number(result.objective) / result.temperature
     log_evidence = None if result.log_evidence is None else as_number(result.log_evidence)
+    why = exact if isinstance(exact, str) else None
     if isinstance(exact, Reference):
         max_elbo, log_evidence = exact.objective / result.temperature, exact.log_evidence
-    if isinstance(exact, Reference) and is_control:
-        policy = exact.table_of(result)
-        parts = objective_parts(exact.model, policy)
-        exact_elbo = parts.expected_return / result.temperature - parts.divergence
-        divergence = _divergence(policy.numpy(), exact.control.policy.numpy())
-        ended = exact.model.is_terminal.numpy()
-        divergence = np.where(ended, 0.0, divergence)
-        largest = exact.objective / result.temperature
-        mean_divergence = (largest - exact_elbo) / parts.steps if parts.steps else 0.0
+        if is_control:
+            exact_elbo, divergence, mean_divergence = _exactly(result, exact)
+            why = "the guide has mass where the prior has none" if exact_elbo is None else None
+        else:
+            why = "the guide is the posterior, which has dynamics of its own"
     with np.errstate(invalid="ignore"):  # -inf where the prior forbids what the guide did
         deviation = float(log_weights.std(ddof=1))
     return GuideQuality(
         draws=draws,
+        steps=column(tree, "posterior", "alive").shape[2],
         unfinished=unfinished,
         elbo=float(log_weights.mean()),
         elbo_standard_error=deviation / math.sqrt(draws),
@@ -181,12 +184,21 @@ def _judged(result: InferenceResult, tree: xarray.DataTree, exact: Reference | s
         effective_sample_size=effective_sample_size(log_weights),
         divergence=divergence,
         mean_divergence=mean_divergence,
-        no_exact_because=exact
-        if isinstance(exact, str)
-        else None
-        if is_control
-        else "the guide is the posterior, which has dynamics of its own",
+        no_exact_because=why,
     )
+
+
+def _exactly(result: InferenceResult, exact: Reference) -> tuple[float | None, Array, float | None]:
+    """ELBO(π) and KL(π ‖ π*), by state and mean per step; no means where the prior forbids."""
+    policy, ended = exact.table_of(result), exact.model.is_terminal.unsqueeze(-1)
+    divergence = _divergence(policy.numpy(), exact.control.policy.numpy())
+    divergence = np.where(ended.squeeze(-1).numpy(), 0.0, divergence)
+    if bool(((policy > 0) & (exact.model.log_prior == -math.inf) & ~ended).any()):
+        return None, divergence, None
+    parts = objective_parts(exact.model, policy)
+    elbo = parts.expected_return / result.temperature - parts.divergence
+    left = exact.objective / result.temperature - elbo
+    return elbo, divergence, left / parts.steps if parts.steps else 0.0
 
 
 def _unfinished(result: InferenceResult, tree: xarray.DataTree) -> float:

@@ -31,11 +31,9 @@ from inference_rl.diagnostics.arviz_versions import arviz, as_arviz, is_old
 from inference_rl.diagnostics.page import Array
 from inference_rl.diagnostics.pareto import SAME, effective_sample_size
 from inference_rl.diagnostics.samples import column
-from inference_rl.environment import EnvironmentModel
+from inference_rl.environment import EnvironmentModel, WithPreviousAction
 from inference_rl.finite import FiniteModel
-from inference_rl.inference import infer
-from inference_rl.inference.exact import Exact
-from inference_rl.policies import TabularPolicy
+from inference_rl.finite_messages import control_messages
 from inference_rl.priors import ActionPrior
 from inference_rl.tabulation import tabulate
 
@@ -114,10 +112,8 @@ def compare_priors(
             f"got {len(done)}"
         )
     nodes = np.geomspace(low, high, NODES) if low < high else np.array([low])
-    finite = tabulate(model)
     tables = {
-        name: np.stack([_log_likelihood(finite, prior, a, done, name) for a in nodes])
-        for name, prior in priors.items()
+        name: _log_likelihood(model, prior, nodes, done, name) for name, prior in priors.items()
     }
     if low == high:
         return _ranked_without_fit(tables, low)
@@ -158,32 +154,50 @@ def _episodes(given: xarray.DataTree | Sequence[Episode]) -> list[tuple[Tensor, 
 
 
 def _log_likelihood(
-    model: FiniteModel,
+    model: EnvironmentModel,
     prior: ActionPrior,
-    temperature: float,
+    temperatures: Array,
     episodes: list[tuple[Tensor, Tensor]],
     name: str,
 ) -> Array:
-    """log Π_t π_{ρ,α}(a_t | s_t) of every episode, nats, (N,)."""
-    result = infer(model, Exact(float(temperature)), prior=prior)
-    assert isinstance(result.policy, TabularPolicy)
-    table, width = result.policy.probs.log(), model.num_actions + 1
-    values = []
+    """log Π_t π_{ρ,α}(a_t | s_t) of every episode at every temperature, nats, (K, N)."""
+    if getattr(prior, "needs_previous_action", False) and not model.remembers_action:
+        model = WithPreviousAction(model)
+        episodes = [(_remembering(s, a, model), a) for s, a in episodes]
+    finite = tabulate(model, prior=prior)
+    forbidden = finite.log_prior == -math.inf
     for i, (state, action) in enumerate(episodes):
-        if result.model.remembers_action and not model.remembers_action:
-            previous = torch.cat([torch.tensor([width - 1]), action[:-1]])
-            state = state * width + previous
-        steps = torch.arange(len(action))
-        log_probs = table[state, action] if table.dim() == 2 else table[steps, state, action]
-        if not log_probs.isfinite().all():
-            t = int((~log_probs.isfinite()).nonzero()[0])
+        if (at := forbidden[state, action]).any():
+            t = int(at.nonzero()[0])
             raise ValueError(
                 f"priors: {name!r} has no mass on action {int(action[t])} in state "
-                f"{int(episodes[i][0][t])}, which was taken at step {t} of episode {i}, so that it "
-                "explains this behaviour not at all; leave it out, or give it a small probability"
+                f"{int(state[t])}, which was taken at step {t} of episode {i}, so that it explains "
+                "this behaviour not at all; leave it out, or give it a small probability"
             )
-        values.append(float(log_probs.sum()))
-    return np.array(values)
+    rows = []
+    for temperature in temperatures:
+        table = _log_policy(finite, float(temperature))
+        rows.append([_log_prob(table, state, action) for state, action in episodes])
+    return np.array(rows)
+
+
+def _remembering(state: Tensor, action: Tensor, model: WithPreviousAction) -> Tensor:
+    """The states of an episode as those of `model`."""
+    before = torch.cat([torch.tensor([model.actions]), action[:-1]])
+    return state * model.width + before
+
+
+def _log_policy(model: FiniteModel, temperature: float) -> Tensor:
+    """log π_{ρ,α}, (S, A) or (T, S, A), from the messages: small probabilities underflow."""
+    found = control_messages(model, temperature)
+    value = found.v if model.horizon is None else found.v[:-1]
+    return model.log_prior + (found.q - value.unsqueeze(-1)) / temperature
+
+
+def _log_prob(table: Tensor, state: Tensor, action: Tensor) -> float:
+    if table.dim() == 2:
+        return float(table[state, action].sum())
+    return float(table[torch.arange(len(action)), state, action].sum())
 
 
 def _ranked_without_fit(tables: dict[str, Array], temperature: float) -> list[PriorScore]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from inference_rl.inference import InferenceResult
 
 MOST_STATES = 5_000
-"""Of a model that is solved besides, counting a state once for every step of a horizon."""
+"""Of a model that is solved besides, unless told otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,15 +72,18 @@ class Reference:
         return xarray.Dataset(columns)
 
 
-def reference(result: InferenceResult) -> Reference | str:
-    """The exact answer to what `result` answers, or why there is none."""
+def reference(result: InferenceResult, most_states: int = MOST_STATES) -> Reference | str:
+    """The exact answer to what `result` answers, or why there is none.
+
+    :param most_states: of a model that is solved, times the steps of a horizon.
+    """
     model, prior = result.model, result.prior
     discrete = isinstance(model.state_space, Discrete) and isinstance(model.action_space, Discrete)
     if isinstance(model, GymnasiumModel) or not discrete:
         return "the model is not finite"
     assert isinstance(model.state_space, Discrete)
-    if int(model.state_space.n) * (model.horizon or 1) > MOST_STATES:
-        return f"the model has more than {MOST_STATES:,} states"
+    if int(model.state_space.n) * (model.horizon or 1) > most_states:
+        return f"the model has more than {most_states:,} states"
     if prior is None:
         return "its prior was made in Python, and a saved run does not hold it"
     with torch.no_grad():
