@@ -119,7 +119,8 @@ def test_leaving_one_out_agrees_with_quadrature() -> None:
     ]
     (score,) = compare_priors(model, episodes, {"left": prior}, LIMITS)
     assert score.elpd == pytest.approx(sum(left_out), abs=0.02)
-    assert score.standard_error == pytest.approx(5 * np.std(left_out), abs=0.02)
+    error = 5 * np.std(left_out)  # ArviZ 1.x divides by one less
+    assert error - 0.02 <= score.standard_error <= error * math.sqrt(25 / 24) + 0.02
     density = inner * np.exp(total - total.max())
     mean = (density @ grid) / density.sum()
     assert score.temperature == pytest.approx(mean, rel=0.02)

@@ -113,7 +113,7 @@ def test_arviz_reads_the_file_and_summarises_the_draws(tmp_path: Path) -> None:
     read = arviz().from_netcdf(save_samples(tree, tmp_path / "draws.nc"))
     expected = column(tree, "posterior_predictive", "return")
     np.testing.assert_array_equal(read["posterior_predictive"]["return"].values, expected)
-    table = arviz().summary(as_arviz(tree)["posterior_predictive"])
+    table = arviz().summary(as_arviz(tree), group="posterior_predictive")
     assert float(table.loc["return", "mean"]) == pytest.approx(expected.mean(), abs=0.01)
 
 

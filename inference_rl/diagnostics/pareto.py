@@ -56,9 +56,10 @@ def pareto_k(log_weights: Array) -> float | None:
     nothing = math.log(np.finfo(float).tiny)
     cutoff = max(float(ordered[-size - 1]), nothing)
     tail = ordered[ordered > cutoff]
-    if len(tail) < FEWEST and cutoff == nothing:
-        return math.inf
-    if (np.diff(tail) > SAME).sum() + 1 < FEWEST:
+    if len(tail) < FEWEST:
+        return math.inf if cutoff == nothing else None
+    first_quartile = tail[int(len(tail) / 4 + 0.5) - 1]
+    if (np.diff(tail) > SAME).sum() + 1 < FEWEST or first_quartile - tail[0] <= SAME:
         return None
     return _shape(np.exp(tail) - math.exp(cutoff))
 
