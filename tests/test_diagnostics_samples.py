@@ -16,6 +16,7 @@ from test_exact import example, model_of
 
 from inference_rl import Exact, InferenceResult, PolicyGradient, TabularPolicy, infer, load_target
 from inference_rl.diagnostics.arviz_versions import arviz
+from inference_rl.diagnostics.diagnostic_pictures import returns_figure
 from inference_rl.diagnostics.samples import (
     as_arviz,
     chains,
@@ -146,6 +147,18 @@ def test_rhat_tells_runs_apart_that_differ() -> None:
     assert differ > 1.1
     assert rhat_of_returns(chains([result], 50, horizon=9)) is None
     assert rhat_of_returns(chains([other, other], 50, horizon=9)) is None  # nothing varies
+
+
+def test_the_picture_of_returns_shows_every_chain_and_the_prior() -> None:
+    tree = chains([learned(seed) for seed in (0, 1)], 50)
+    (axes,) = returns_figure(tree).axes
+    assert [line.get_label() for line in axes.lines] == [
+        "policy, chain 0",
+        "policy, chain 1",
+        "prior",
+    ]
+    returns = np.sort(column(tree, "posterior_predictive", "return")[1])
+    np.testing.assert_array_equal(axes.lines[1].get_xdata()[1:], returns)
 
 
 def test_chains_refuse_what_is_not_of_one_model() -> None:

@@ -17,6 +17,7 @@ from test_exact import example, model_of
 
 from inference_rl import REPS, Exact, FiniteModel, infer, load_target
 from inference_rl.cli import main
+from inference_rl.diagnostics.diagnostic_pictures import temperature_figure
 from inference_rl.diagnostics.temperature import (
     TemperatureReport,
     temperature_report,
@@ -187,6 +188,23 @@ def test_a_fixed_temperature_has_nowhere_to_come_to() -> None:
     assert report.came_to is None
     assert report.settled is None
     assert report.predicted is not None
+
+
+def test_the_picture_shows_the_curve_and_the_marks() -> None:
+    settings = REPS(temperature="auto", target_divergence=0.2, total_steps=160, evaluate_every=160)
+    report = temperature_report(infer(load_target("chain"), settings))
+    above, below = temperature_figure(report).axes
+    assert report.curve is not None
+    np.testing.assert_array_equal(above.lines[0].get_ydata(), report.curve.divergence)
+    np.testing.assert_array_equal(below.lines[0].get_ydata(), report.curve.dual)
+    marks = {line.get_label(): line.get_xdata()[0] for line in above.lines[2:]}
+    assert marks == {"target met": report.predicted, "the run came to": report.came_to}
+    low, high = above.get_xlim()
+    assert low < report.predicted < high
+    alone = temperature_figure(report_of(load_target("chain"), target_entropy=0.75))
+    assert len(alone.axes) == 1  # no minimum, no dual
+    with pytest.raises(ValueError, match="with a curve, got none: the model is not finite"):
+        temperature_figure(report_of(load_target("pendulum")))
 
 
 # --- The trust region ---------------------------------------------------------------------------
