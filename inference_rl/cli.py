@@ -218,8 +218,8 @@ class Evaluate:
     deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Take the most likely action instead of drawing one."""
     draws: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Trajectories to judge the guide by; 0 for none. Default: 1000 of a program, and none of a
-    simulator, which would have to run them."""
+    """Trajectories to judge the guide by; 0 for none. Default: 1000 of a finite model, 200 of
+    another program, none of a simulator, which would have to run them."""
     seed: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Default: that of the run."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -271,16 +271,19 @@ class Evaluate:
 
     def _guide(self, result: InferenceResult) -> tuple[GuideQuality | None, str | None]:
         """How good the guide is, or why nobody can tell."""
+        from gymnasium.spaces import Discrete
+
         from inference_rl.diagnostics.guide import guide_quality
         from inference_rl.simulate import GymnasiumModel
 
         if self.target is not None:
             return None, "a guide is judged on the target that it was inferred on"
-        simulated = isinstance(result.model, GymnasiumModel)
-        draws = self.draws if self.draws is not None else 0 if simulated else 1000
-        if draws == 0:
-            if simulated and self.draws is None:
+        draws = self.draws
+        if draws is None:
+            if isinstance(result.model, GymnasiumModel):
                 return None, "a simulator would have to be run for it; --draws N does"
+            draws = 1000 if isinstance(result.model.state_space, Discrete) else 200
+        if draws == 0:
             return None, "no draws were asked for"
         try:
             return guide_quality(

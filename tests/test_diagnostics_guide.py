@@ -178,6 +178,13 @@ def test_a_bad_guide_is_flagged() -> None:
     assert bad.left_to_learn > 1
 
 
+def test_weights_that_hardly_vary_are_not_flagged() -> None:
+    """Hot, the few episodes that reach the goal of a lake weigh a little more than all others."""
+    guide = guide_quality(infer(load_target("FrozenLake-v1"), Exact(2.0)))
+    assert guide.effective_sample_size > 950
+    assert guide.trusted is not False
+
+
 def test_a_posterior_is_its_own_evidence() -> None:
     guide = guide_quality(infer(model_of(example(discount=0.8)), Exact(TEMPERATURE, "posterior")))
     assert guide.constant

@@ -20,6 +20,7 @@ import numpy as np
 
 from inference_rl.diagnostics.page import Array
 from inference_rl.diagnostics.pareto import (
+    NEARLY_CONSTANT,
     are_constant,
     effective_sample_size,
     pareto_k,
@@ -92,10 +93,15 @@ class GuideQuality:
 
     @property
     def trusted(self) -> bool | None:
-        """Whether averages under w are as good as their standard errors; None if k̂ cannot tell."""
+        """Whether averages under w are as good as their standard errors; None if k̂ cannot tell:
+        there is none, or it is of weights that hardly vary."""
         if self.constant:
             return True
-        return None if self.pareto_k is None else self.pareto_k < self.reliable_k
+        if self.pareto_k is None:
+            return None
+        small = self.pareto_k < self.reliable_k
+        hardly = self.effective_sample_size > NEARLY_CONSTANT * self.draws
+        return small if small or not hardly else None
 
     def summary(self) -> dict[str, Any]:
         """The numbers, for JSON: null where one does not apply."""

@@ -26,6 +26,10 @@ FEWEST = 5
 SAME = 1e-9
 """Nats, relative to the largest of them: log-weights this close are the same up to rounding."""
 
+NEARLY_CONSTANT = 0.9
+"""Of all draws: an effective size above which weights vary so little that the shape of what little
+they vary, an atom or two, says nothing."""
+
 
 def are_constant(log_weights: Array) -> bool:
     """Whether all weights are the same, up to rounding: then every average is exact.

@@ -29,7 +29,11 @@ from torch import Tensor
 
 from inference_rl.diagnostics.arviz_versions import arviz, as_arviz, is_old
 from inference_rl.diagnostics.page import Array
-from inference_rl.diagnostics.pareto import SAME, effective_sample_size
+from inference_rl.diagnostics.pareto import (
+    NEARLY_CONSTANT,
+    SAME,
+    effective_sample_size,
+)
 from inference_rl.diagnostics.samples import column
 from inference_rl.environment import EnvironmentModel, WithPreviousAction
 from inference_rl.finite import FiniteModel
@@ -47,11 +51,6 @@ NODES = 65
 """Temperatures at which the likelihood is computed; between them its logarithm is interpolated."""
 
 
-MOVED = 0.9
-"""Of all draws: the effective size below which leaving an episode out changes the posterior. Above
-it weights are nearly constant, and the k̂ of what little they vary says nothing."""
-
-
 @dataclasses.dataclass(frozen=True)
 class PriorScore:
     """How well one prior explains the episodes, with the others ranked beside it; nats.
@@ -60,7 +59,7 @@ class PriorScore:
     :ivar difference: the best elpd less this one, and the standard error of that.
     :ivar weight: in a mixture of priors that predicts best (stacking); None where α is known.
     :ivar pareto_k: the largest k̂ of the episodes that matter, below 0.7 if elpd is to be trusted:
-        of those whose leaving moves the posterior of α, by `MOVED`. None if there are none of them.
+        of those whose leaving moves the posterior of α. None if there are none of them.
     :ivar temperature: α, reward units: as given, or its posterior mean.
     :ivar temperature_low, temperature_high: its central 90% under the posterior.
     """
@@ -262,7 +261,9 @@ def _ranked(tables: dict[str, Array], log_nodes: Array, draws: int, seed: int) -
 
 def _largest_k(found: Array, log_likelihood: Array) -> float | None:
     draws = len(log_likelihood)
-    moved = [effective_sample_size(-column) < MOVED * draws for column in log_likelihood.T]
+    moved = [
+        effective_sample_size(-column) < NEARLY_CONSTANT * draws for column in log_likelihood.T
+    ]
     return float(found[moved].max()) if any(moved) else None
 
 

@@ -55,6 +55,8 @@ def _verdict(guide: GuideQuality) -> str:
     limit = f"{guide.reliable_k:.2f}"
     if guide.trusted:
         return f"Pareto k̂ {k}, below {limit}: the weights can be trusted; {effective}."
+    if guide.trusted is None:
+        return f"Pareto k̂ {k}, of weights that hardly vary: it says nothing; {effective}."
     return (
         f"Pareto k̂ {k}, not below {limit}: what is estimated by these weights is not to be "
         f"trusted; {effective}."
