@@ -32,6 +32,8 @@ import tyro
 from inference_rl.inference import ROUTINES, routine_class
 
 if TYPE_CHECKING:
+    from inference_rl.diagnostics.guide import GuideQuality
+    from inference_rl.diagnostics.temperature import TemperatureReport
     from inference_rl.environment import EnvironmentModel
     from inference_rl.inference import InferenceResult
     from inference_rl.networks import Architecture
@@ -43,6 +45,9 @@ PATIENCE = 2.0
 
 TRACEBACK = "INFERENCE_RL_TRACEBACK"
 """The environment variable that shows where an error came from that nothing foresaw."""
+
+QUICK_STATES = 1_000
+"""Of a finite model that `evaluate` solves besides, in a moment, to hold the guide against."""
 
 LOG_EVERY = 10.0
 """Seconds between lines of progress where stderr is no terminal."""
@@ -201,7 +206,7 @@ def _finish(
 
 @dataclasses.dataclass
 class Evaluate:
-    """Run a saved policy on its target's real environment, or on another."""
+    """Run a saved policy on its target's real environment, or on another, and judge the guide."""
 
     run_directory: Annotated[Run, tyro.conf.arg(name="run")]
     target: Annotated[str | None, tyro.conf.arg(metavar="TARGET")] = None
@@ -212,18 +217,24 @@ class Evaluate:
     """How many."""
     deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Take the most likely action instead of drawing one."""
+    draws: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Trajectories to judge the guide by; 0 for none. Default: 1000 of a finite model, 200 of
+    another program, none of a simulator, which would have to run them."""
     seed: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Default: that of the run."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object, and nothing else, on stdout."""
 
     def run(self) -> dict[str, Any]:
+        from inference_rl.diagnostics.terminal import print_guide, print_temperature
         from inference_rl.inference import InferenceResult
         from inference_rl.report import print_evaluation
         from inference_rl.targets import load_target
 
         if self.seed is not None and self.seed < 0:
             raise ValueError(f"--seed: expected 0 or more, got {self.seed}")
+        if self.draws is not None and (self.draws < 0 or self.draws == 1):
+            raise ValueError(f"--draws: expected 0, or at least 2, got {self.draws}")
         if self.env_kwargs and self.target is None:
             raise ValueError("--env-kwargs was given without --target: name the target too")
         with _progress(self.json) as progress, _one_sentence():
@@ -237,14 +248,60 @@ class Evaluate:
             evaluation = result.evaluate(
                 self.episodes, seed=self.seed, deterministic=self.deterministic
             ).summary()
+            progress("judging the guide")
+            guide, no_guide_because = self._guide(result)
+            tuned = self._temperature(result)
         report = {
             "run": str(self.run_directory),
             "target": self.target or result.summary()["target"],
             "evaluation": evaluation,
+            "guide": None if guide is None else guide.summary(),
+            "no_guide_because": no_guide_because,
+            "temperature_report": None if tuned is None else tuned.summary(),
         }
         if not self.json:
             print_evaluation(evaluation)
+            if guide is not None:
+                print_guide(guide)
+            elif self.draws:
+                print(f"The guide was not judged: {no_guide_because}")
+            if tuned is not None:
+                print_temperature(tuned)
         return report
+
+    def _guide(self, result: InferenceResult) -> tuple[GuideQuality | None, str | None]:
+        """How good the guide is, or why nobody can tell."""
+        from gymnasium.spaces import Discrete
+
+        from inference_rl.diagnostics.guide import guide_quality
+        from inference_rl.simulate import GymnasiumModel
+
+        if self.target is not None:
+            return None, "a guide is judged on the target that it was inferred on"
+        draws = self.draws
+        if draws is None:
+            if isinstance(result.model, GymnasiumModel):
+                return None, "a simulator would have to be run for it; --draws N does"
+            draws = 1000 if isinstance(result.model.state_space, Discrete) else 200
+        if draws == 0:
+            return None, "no draws were asked for"
+        try:
+            return guide_quality(
+                result, draws=draws, seed=self.seed, most_states=QUICK_STATES
+            ), None
+        except (ValueError, TypeError, OSError) as error:  # of its prior, which may be gone
+            return None, str(error)
+
+    def _temperature(self, result: InferenceResult) -> TemperatureReport | None:
+        """Where a temperature that was tuned should have got to; None of others."""
+        from inference_rl.diagnostics.temperature import temperature_report
+
+        if self.target is not None or getattr(result.routine, "temperature", None) != "auto":
+            return None
+        try:
+            return temperature_report(result, most_states=QUICK_STATES)
+        except (ValueError, TypeError, OSError):
+            return None
 
 
 @dataclasses.dataclass
@@ -260,10 +317,16 @@ class Check:
     """An action prior to check on it: a name from `inference-rl list`, or file.py:Name."""
     prior_kwargs: Json = None
     """Arguments for the prior's constructor."""
+    target_entropy: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """A target for the temperature to examine, nats per step: whether it can be met, and where."""
+    target_divergence: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """KL(π ‖ ρ), nats per step, in place of --target-entropy."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object, and nothing else, on stdout."""
 
     def run(self) -> dict[str, Any]:
+        from inference_rl.diagnostics.temperature import temperature_report
+        from inference_rl.diagnostics.terminal import print_temperature
         from inference_rl.targets import load_prior, load_target
         from inference_rl.testing import assert_model_valid
 
@@ -274,6 +337,15 @@ class Check:
                 prior = load_prior(self.prior, model, self.prior_kwargs)
             progress("checking")
             remarks = assert_model_valid(model, prior)
+            tuned = None
+            if self.target_entropy is not None or self.target_divergence is not None:
+                progress("examining the target of the temperature")
+                tuned = temperature_report(
+                    model,
+                    target_entropy=self.target_entropy,
+                    target_divergence=self.target_divergence,
+                    prior=prior,
+                )
         report = {
             "target": self.model,
             "valid": True,
@@ -282,6 +354,7 @@ class Check:
             "action_space": str(model.action_space),
             "discount": model.discount,
             "horizon": model.horizon,
+            "temperature_report": None if tuned is None else tuned.summary(),
         }
         if not self.json:
             print(f"{self.model}: valid")
@@ -289,6 +362,8 @@ class Check:
                 print(f"  {name.replace('_', ' ')}: {report[name]}")
             for remark in remarks:
                 print(f"  note: {remark}")
+            if tuned is not None:
+                print_temperature(tuned)
         return report
 
 

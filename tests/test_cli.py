@@ -457,6 +457,7 @@ def test_check(capsys: Capture) -> None:
         "action_space": "Discrete(2)",
         "discount": 0.95,
         "horizon": None,
+        "temperature_report": None,
     }
     out, err = run(capsys, "check", "corridor.py", "--prior", "sticky")
     assert err == ""

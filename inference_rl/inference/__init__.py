@@ -247,6 +247,13 @@ class InferenceResult:
         """log p(O) of the model, and the gap between its two readings, or why there are none."""
         return self.evidence_source()
 
+    @functools.cached_property
+    def prior(self) -> ActionPrior | None:
+        """ρ, under which the policy was inferred; None where a saved run does not hold it."""
+        if self.prior_source is not None:
+            return self.prior_source()
+        return None if hasattr(self.routine, "total_steps") else self.model.action_prior
+
     @property
     def log_evidence(self) -> Tensor | None:
         """log p(O), nats; None where it is not defined."""
@@ -315,9 +322,18 @@ class InferenceResult:
 
         :param horizon: steps to draw; needed only where the model has none. There the tail's exact
             message stands for what follows.
-        :returns: a DataTree; group `posterior` has `state` (chain, draw, time + 1), `action`,
-            `reward` and `alive` (chain, draw, time), group `sample_stats` `log_weight` =
-            log p(τ, O) - log q(τ) in nats and `return` (chain, draw).
+        :returns: a DataTree of the groups
+
+            - `posterior`: `state` (chain, draw, time + 1), `action`, `reward` and `alive` (chain,
+              draw, time);
+            - `sample_stats`: `log_weight` = log p(τ, O) - log q(τ) in nats, `return` and
+              `discounted_return` (chain, draw), reward units;
+            - `log_likelihood`: `optimality` (chain, draw, time) = reward / temperature, nats, of
+              which the program weighs step t by discount^t; none at temperature 0;
+            - `prior_predictive` and `posterior_predictive`: `return` (chain, draw) of whoever acts
+              by the prior, and by the inferred policy, where dynamics are the environment's own;
+            - `exact`, of finite models: `value` and `q` (reward units) and `policy` of control, by
+              state, action and step, with `objective` (reward units) and `log_evidence` (nats).
 
         With a discount below 1 the two targets weigh differently, as their programs do: control
         scales step t by γ^t, so that weights average to J / temperature; the posterior lives on
@@ -328,9 +344,11 @@ class InferenceResult:
         with nothing for what follows them. They are left out at temperature 0, and where a run
         was loaded whose prior was made in Python, which it does not hold.
         """
-        return self.routine.sample(
-            self, draws, horizon=horizon, seed=self.seed if seed is None else seed
-        )
+        from inference_rl.inference.sampling import complete
+
+        seed = self.seed if seed is None else seed
+        tree = self.routine.sample(self, draws, horizon=horizon, seed=seed)
+        return complete(tree, self, seed)
 
     def summary(self) -> dict[str, Any]:
         """The numbers, for JSON: null where one does not apply."""
