@@ -54,7 +54,8 @@ def inferred(routine: Any, case: str, **settings: Any) -> tuple[InferenceResult,
     if case == "learned":
         settings |= {"learn_prior": True, "learning_rate": 0.1}
     result = infer(model, routine(**BRIEF | settings), prior=PRIORS[case], seed=1)
-    return result, model.initial_state().sample((6,)), torch.arange(6) % 5
+    state = torch.linspace(-2.0, 2.0, 6).unsqueeze(-1) * torch.tensor([1.0, -0.5])
+    return result, state, torch.arange(6) % 5
 
 
 def every(case: str, states: int) -> Tensor:
