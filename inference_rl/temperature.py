@@ -26,10 +26,10 @@ from typing import Any
 
 from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 
-DISCRETE_SHARE = 0.15
+DISCRETE_SHARE = 0.5
 """Of log|A|, the entropy that discrete actions are tuned to. With 0.98 of it (Christodoulou 2019,
-arXiv:1910.07207) a policy over few actions is all but uniform; 0.15 is by what CartPole-v1 and
-Acrobot-v1 come to (tests/benchmarks/README.md)."""
+arXiv:1910.07207) a policy over few actions is all but uniform; with 0.15 what soft Q-learning comes
+to on CartPole-v1 is lost and found again (tests/benchmarks/README.md)."""
 
 LEAST_TEMPERATURE = 2.0**-60
 """What stands for a temperature of zero: a power of two, so that Q / temperature · temperature is Q
