@@ -100,8 +100,9 @@ def robustness(known: Policies, seed: int) -> Claim:
         title="Robustness",
         says="A MaxEnt policy, inferred without the change, earns more than a regular one when the "
         "world changes.",
-        measured=f"Exact returns in changed worlds. Slips: with probability {STRENGTH:g} another "
-        f"action is carried out, drawn uniformly. Dynamics: with probability {STRENGTH:g} a random "
+        measured=f"Exact (discounted) returns in changed worlds. Slips: with probability "
+        f"{STRENGTH:g} an action drawn uniformly is carried out in place of the chosen one. "
+        f"Dynamics: with probability {STRENGTH:g} a random "
         f"mixture of what the actions do, {DRAWS} draws. Reward: {STRENGTH:g} of the spread of "
         f"rewards as noise on each state and action, the worst of {WORST_OF} draws, {WORLDS} "
         "times. Obstacles: a wall in place of a cell of the regular path, each in its turn. "
