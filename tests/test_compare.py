@@ -460,6 +460,24 @@ def test_json_holds_every_claim_with_its_numbers() -> None:
             assert {"name", "unit", "verdict", "threshold", "value", "low", "high"} <= set(effect)
 
 
+def test_exact_policies_are_judged_as_guides() -> None:
+    """On the lottery log p(O) and max ELBO are known; the ticket's luck is what they differ by."""
+    found = compare(load_target("lottery"), temperatures=[0.5], **QUICK)
+    assert found.guides is not None
+    (row,) = found.guides.as_json()
+    best = math.log((math.exp(0.5 / 0.5) + math.exp(0.3 / 0.5)) / 2)
+    evidence = math.log((math.exp(0.5 / 0.5) + 0.9 + 0.1 * math.exp(3 / 0.5)) / 2)
+    assert row["exact"]["value"] == pytest.approx(best)
+    assert row["log p(O)"]["value"] == pytest.approx(evidence)
+    drawn = row["ELBO by draws, nats"]
+    assert abs(drawn["value"] - best) < 1.2 * (drawn["high"] - drawn["low"])
+    assert row["Pareto k̂"] == "too few values"
+    certain = compared("tree").guides
+    assert certain is not None
+    assert {cells[-1] for cells in certain.rows} == {"all the same"}
+    assert 'id="guides"' in render(found)
+
+
 def test_the_terminal_keeps_to_its_width_and_says_every_verdict() -> None:
     for target in ("lottery", "CliffWalking-v1"):
         text = io.StringIO()

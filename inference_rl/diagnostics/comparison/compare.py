@@ -12,13 +12,14 @@ from gymnasium.spaces import Discrete
 
 from inference_rl.diagnostics.comparison import (
     exact,
+    guides,
     robustness,
     routines,
     runs,
     sampled,
     tables,
 )
-from inference_rl.diagnostics.comparison.findings import Claim
+from inference_rl.diagnostics.comparison.findings import Claim, Table
 from inference_rl.environment import EnvironmentModel, WithPreviousAction
 from inference_rl.finite import FiniteModel
 from inference_rl.inference.learned import is_uniform
@@ -40,6 +41,8 @@ class Comparison:
     :ivar temperatures: of MaxEnt RL, reward units. :ivar reference: the one of verdicts.
     :ivar learned_by: routines, or the table, that the claims about learning are of.
     :ivar seeds: of each learner. :ivar total_steps: of each run. :ivar seed: of everything random.
+    :ivar guides: how good soft policies are as guides, where they are exact: their bound, the
+        evidence, and whether weights p(τ, O) / q(τ) can be trusted.
     """
 
     target: str
@@ -56,6 +59,7 @@ class Comparison:
     total_steps: int
     seed: int
     claims: tuple[Claim, ...]
+    guides: Table | None
     seconds: float
 
     @property
@@ -78,8 +82,12 @@ class Comparison:
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name != "claims"
-        } | {"counts": self.counts, "claims": [claim.as_json() for claim in self.claims]}
+            if field.name not in ("claims", "guides")
+        } | {
+            "counts": self.counts,
+            "claims": [claim.as_json() for claim in self.claims],
+            "guides": None if self.guides is None else self.guides.as_json(),
+        }
 
 
 def compare(
@@ -209,6 +217,7 @@ class _Comparing:
             or (self.settings[0].total_steps if self.settings else default[1]),
             seed=self.seed,
             claims=tuple(sorted(claims, key=_order)),
+            guides=None if known is None else guides.guides(known, self.seed, self.say),
             seconds=time.perf_counter() - self.started,
         )
 

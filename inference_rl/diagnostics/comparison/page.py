@@ -8,7 +8,12 @@ import inference_rl
 from inference_rl.diagnostics.comparison.compare import Comparison
 from inference_rl.diagnostics.comparison.findings import Cell, Claim, Effect, Table
 from inference_rl.diagnostics.comparison.pictures import drawn, strip
-from inference_rl.diagnostics.comparison.terminal import cell, shown_estimate
+from inference_rl.diagnostics.comparison.terminal import (
+    GUIDES,
+    GUIDES_SAY,
+    cell,
+    shown_estimate,
+)
 from inference_rl.html.charts import number
 from inference_rl.html.document import page, theme_switch
 from inference_rl.html.markup import element
@@ -43,6 +48,7 @@ def render(comparison: Comparison) -> str:
                 "div",
                 element("p", HOW_TO_READ, class_="how"),
                 *(_section(i, claim) for i, claim in enumerate(comparison.claims, start=1)),
+                None if comparison.guides is None else _guides(comparison.guides),
                 id="steps",
                 tabindex="-1",
             ),
@@ -102,6 +108,9 @@ def _contents(comparison: Comparison) -> Element:
         )
         for i, claim in enumerate(comparison.claims, start=1)
     ]
+    if comparison.guides is not None:
+        link = element("a", element("span", ""), element("span", "As guides"), href="#guides")
+        entries.append(element("li", link))
     return element(
         "nav",
         element("details", element("summary", "Contents"), element("ol", *entries), open=True),
@@ -146,6 +155,18 @@ def _section(place: int, claim: Claim) -> Element:
         id=claim.id,
         aria_labelledby=name,
         data_verdict=claim.verdict,
+    )
+
+
+def _guides(table: Table) -> Element:
+    return element(
+        "section",
+        element("h2", GUIDES, id="guides-title", tabindex="-1"),
+        element("p", GUIDES_SAY, class_="words"),
+        _table(table),
+        class_="step",
+        id="guides",
+        aria_labelledby="guides-title",
     )
 
 
