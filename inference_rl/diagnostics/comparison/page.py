@@ -162,7 +162,7 @@ def _guides(table: Table) -> Element:
     return element(
         "section",
         element("h2", GUIDES, id="guides-title", tabindex="-1"),
-        element("p", GUIDES_SAY, class_="words"),
+        element("p", GUIDES_SAY, class_="explanation"),
         _table(table),
         class_="step",
         id="guides",
