@@ -330,6 +330,8 @@ class Check:
         from inference_rl.targets import load_prior, load_target
         from inference_rl.testing import assert_model_valid
 
+        if self.prior is None and self.prior_kwargs:
+            raise ValueError("--prior-kwargs was given without --prior: name a prior too")
         with _progress(self.json) as progress:
             model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
             prior = None

@@ -30,6 +30,7 @@ from inference_rl.diagnostics.comparison import (
     tables,
     tabular,
 )
+from inference_rl.diagnostics.comparison.compare import _is_small
 from inference_rl.diagnostics.comparison.findings import Claim, Effect, Estimate
 from inference_rl.diagnostics.comparison.page import render
 from inference_rl.diagnostics.comparison.runs import (
@@ -656,6 +657,7 @@ def test_bad_input_is_one_sentence(capsys: Capture) -> None:
         ({"temperatures": [0.0]}, "temperatures: expected finite numbers > 0"),
         ({"temperatures": [math.nan]}, "temperatures: expected finite numbers > 0"),
         ({"routines": ["exact"]}, "routines: expected learned ones, got 'exact'"),
+        ({"routines": ["pcl", "pcl"]}, "routines: expected each once, got 'pcl' twice"),
     ):
         with pytest.raises(ValueError, match=words):
             compare(model, **arguments)  # type: ignore[arg-type]
@@ -703,6 +705,18 @@ def test_an_episode_that_never_begins_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="terminal: expected an episode that goes beyond"):
         compare(ended)
+
+
+def test_actions_without_bounds_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected discrete actions or a box with bounds.*Double"):
+        compare(load_target("double-integrator"))
+
+
+def test_policies_that_have_no_room_are_not_exact() -> None:
+    """21 temperatures of 2 states, 3 actions and ten million steps would take ten gigabytes."""
+    steps = {"transition": np.ones((2, 3, 2)) / 2, "reward": np.zeros((2, 3)), "discount": 1.0}
+    assert _is_small(FiniteModel.from_tables(**steps, horizon=1000))
+    assert not _is_small(FiniteModel.from_tables(**steps, horizon=10**7))
 
 
 def test_regular_policies_draw_among_what_is_the_same_but_for_rounding() -> None:
