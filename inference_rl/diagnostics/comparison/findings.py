@@ -5,7 +5,7 @@ holds if its whole interval is above its threshold, does not hold if all of it i
 cannot be told apart otherwise. Intervals have 95%: Student's t for means over seeds, Welch's for
 differences of two independent samples (Welch 1947, Biometrika 34), a bootstrap's for spreads. What
 is exact has no interval. Intervals are of one effect each, and not of all of them together: of
-forty effects of nothing, one or two are to be expected that are told apart by chance.
+twenty effects of nothing, one is to be expected that is told apart by chance.
 
 Samples that do not vary say nothing of how far off the next value may be, and formulas would say
 nought. They are taken at their word from where the order of their values alone would tell them

@@ -31,7 +31,8 @@ HOW_TO_READ = (
     "Every claim is weighed by differences whose sign it predicts. On the strip below a difference "
     "the dot is what was measured, the bar its 95% interval, and the line in the middle is zero, "
     "or what counts as no worse. All of the bar on the right: it holds; all on the left: it does "
-    "not hold; across: the two cannot be told apart. What is exact has no bar."
+    "not hold; across: the two cannot be told apart. What is exact has no bar. Every "
+    "interval stands for itself: of twenty differences that are none, one is told apart by chance."
 )
 
 
