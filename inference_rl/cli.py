@@ -263,7 +263,7 @@ class Evaluate:
             print_evaluation(evaluation)
             if guide is not None:
                 print_guide(guide)
-            elif self.draws:
+            elif self.draws != 0:
                 print(f"The guide was not judged: {no_guide_because}")
             if tuned is not None:
                 print_temperature(tuned)
@@ -330,6 +330,8 @@ class Check:
         from inference_rl.targets import load_prior, load_target
         from inference_rl.testing import assert_model_valid
 
+        if self.prior is None and self.prior_kwargs:
+            raise ValueError("--prior-kwargs was given without --prior: name a prior too")
         with _progress(self.json) as progress:
             model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
             prior = None
@@ -419,13 +421,7 @@ class Derive:
                 progress=progress,
             )
             if self.html is not None:
-                try:
-                    self.html.write_text(render(derivation), encoding="utf-8")
-                except OSError as error:
-                    raise OSError(
-                        f"--html: {self.html} cannot be written ({error.strerror}); name another "
-                        "file"
-                    ) from error
+                _write_page(self.html, render(derivation))
         if not self.json:
             print_derivation(derivation, only_failed=self.only == "failed")
             if self.html is not None:
@@ -499,7 +495,7 @@ class Compare:
                 progress=progress,
             )
             if self.html is not None:
-                self.html.write_text(render(comparison), encoding="utf-8")
+                _write_page(self.html, render(comparison))
         if not self.json:
             print_comparison(comparison)
             if self.html is not None:
@@ -508,12 +504,31 @@ class Compare:
 
 
 def _check_page(path: Path | None) -> None:
-    """:raises ValueError: no page can be written there."""
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+    """Before minutes are spent on what is to be on it.
+
+    :raises ValueError: no page can be written there. :raises OSError: likewise.
+    """
+    if path is None:
+        return
+    if os.path.isdir(path) or not os.path.isdir(path.parent):
         raise ValueError(
             f"--html: expected a file in a directory that exists, got {path}: name another, or "
             "make the directory"
         )
+    is_new = not os.path.lexists(path)
+    _write_page(path, "", "a")
+    if is_new:
+        path.unlink()
+
+
+def _write_page(path: Path, text: str, mode: str = "w") -> None:
+    try:
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise OSError(
+            f"--html: {path} cannot be written ({error.strerror}); name another file"
+        ) from error
 
 
 @dataclasses.dataclass

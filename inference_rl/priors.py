@@ -206,7 +206,7 @@ class MixturePrior:
 
     def __call__(self, state: Tensor) -> TorchDistribution:
         components: list[Any] = [prior(state) for prior in self.priors]
-        if not components[0].support.is_discrete:
+        if not components[0].support.is_discrete or components[0].event_dim:
             return _Mixture(self.weights.log(), components)
         size = max(c.enumerate_support(expand=False).shape[0] for c in components)
         tables = torch.stack([as_probs(c, size) for c in components], dim=-1)
@@ -214,7 +214,7 @@ class MixturePrior:
 
 
 class _Mixture(TorchDistribution):
-    """A mixture of densities of any families over one box."""
+    """A mixture of any families over one box, or over combinations of actions."""
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 

@@ -96,10 +96,7 @@ class SoftmaxPolicy(Policy):
         chosen = dist.Categorical(logits=self.logits(state, t), validate_args=False)
         if not self._combined:
             return chosen
-        combined: TorchDistribution = dist.TransformedDistribution(
-            chosen, [_Combination(self.sizes)], validate_args=False
-        )
-        return combined
+        return _Combined(chosen, [_Combination(self.sizes)], validate_args=False)
 
     def logits(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
         """log ρ + Q / temperature of all actions, batch + (A,)."""
@@ -119,6 +116,14 @@ class SoftmaxPolicy(Policy):
         action = _Combination(self.sizes)(number) if self._combined else number
         with torch.no_grad():
             return self._prior(state).log_prob(action).movedim(0, -1)
+
+
+class _Combined(dist.TransformedDistribution):
+    """Combinations of actions, drawn by their numbers."""
+
+    def entropy(self) -> Tensor:
+        entropy: Tensor = self.base_dist.entropy()  # every number is another combination
+        return entropy
 
 
 class _Combination(Transform):

@@ -729,6 +729,10 @@ BAD_INPUT: dict[str, tuple[str, str]] = {
         'infer cliff exact --prior-kwargs {"stickiness":0.1}',
         "--prior-kwargs was given without --prior: name a prior too",
     ),
+    "arguments and no prior to check": (
+        'check cliff --prior-kwargs {"stickiness":0.1}',
+        "--prior-kwargs was given without --prior: name a prior too",
+    ),
     "arguments for Gymnasium": (
         'check FrozenLake-v1 --env-kwargs {"ice":1}',
         "FrozenLake-v1: Gymnasium could not make it with {'ice': 1}: TypeError",

@@ -13,10 +13,12 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from gymnasium.spaces import Discrete, MultiDiscrete
 from rich.console import Console
 from scipy import stats
 
-from inference_rl import FiniteModel, load_target
+from inference_rl import CategoricalPrior, FiniteModel, UniformPrior, diagnostics, load_target
+from inference_rl.action_values import ActionValues
 from inference_rl.cli import main
 from inference_rl.diagnostics import Comparison, compare
 from inference_rl.diagnostics.comparison import (
@@ -28,6 +30,7 @@ from inference_rl.diagnostics.comparison import (
     tables,
     tabular,
 )
+from inference_rl.diagnostics.comparison.compare import _is_small
 from inference_rl.diagnostics.comparison.findings import Claim, Effect, Estimate
 from inference_rl.diagnostics.comparison.page import render
 from inference_rl.diagnostics.comparison.runs import (
@@ -40,7 +43,10 @@ from inference_rl.diagnostics.comparison.runs import (
 from inference_rl.diagnostics.comparison.terminal import print_comparison
 from inference_rl.diagnostics.comparison.visits import Dynamics, entropy, mode
 from inference_rl.learning.collection import Collector, watched
+from inference_rl.networks import Architecture, described
+from inference_rl.randomness import draw
 from inference_rl.simulate import environments
+from inference_rl.softmax_policy import SoftmaxPolicy
 from inference_rl.tabulation import tabulate
 
 Array = np.ndarray[Any, Any]
@@ -208,6 +214,57 @@ def test_few_that_are_all_the_same_do_not_settle_a_share() -> None:
     assert same.verdict == "cannot be told apart"
 
 
+def test_few_that_do_not_vary_have_no_interval() -> None:
+    """Shuffles of three and three ones come out that far apart once in ten; of four, in 35."""
+    for few, settled in ((3, False), (4, True)):
+        found = findings.difference(np.ones(few), np.zeros(few))
+        assert found.value == 1
+        assert math.isfinite(found.low) == settled
+    assert Effect("e", findings.mean(np.ones(5)), "reward").verdict == "cannot be told apart"
+    assert Effect("e", findings.mean(np.ones(6)), "reward").verdict == "holds"
+    assert math.isfinite(findings.difference(np.ones(3), np.array([0.0, 0.0, 0.1])).low)
+    generator = np.random.default_rng(0)
+    alike = findings.bootstrap(
+        lambda x: x.mean(-1)[0], np.ones((1, 3)), np.zeros((1, 3)), generator
+    )
+    assert not math.isfinite(alike.low)
+
+
+def test_the_bootstrap_of_few_is_as_wide_as_that_of_student() -> None:
+    """Of three seeds at two rates, whichever is the worst: told apart by chance in 5% at most."""
+    generator = np.random.default_rng(2)
+    apart = 0
+    for _ in range(200):
+        left, right = generator.normal(size=(2, 2, 3))
+        found = findings.bootstrap(lambda x: x.mean(-1).min(0), left, right, generator)
+        apart += not found.low <= 0 <= found.high
+    assert apart <= 10
+    sample = generator.normal(size=(1, 400))
+    nothing = np.zeros((1, 400))
+    found = findings.bootstrap(lambda x: x.mean(-1)[0], sample, nothing, generator)
+    student = findings.mean(sample[0])
+    assert found.high - found.low == pytest.approx(student.high - student.low, rel=0.05)
+
+
+def test_what_nobody_finds_is_found_no_sooner() -> None:
+    never, some = np.full(20, 100.0), np.array([90.0] + 19 * [100.0])
+
+    def verdict(found: Array) -> str:
+        runs = [
+            Runs(name, t, 1.0, *[np.ones(20)], found, *[np.ones(20)] * 4)
+            for name, t in (("regular", 0.0), ("soft", 1.0))
+        ]
+        course = Course(
+            runs, "regular", "soft", 1.0, best=1.0, near_by=0.1, steps=100, worth="w",
+            places="states covered", by="b",
+        )  # fmt: skip
+        return exploration(course).effects[1].verdict
+
+    assert verdict(never) == "cannot be told apart"
+    assert verdict(some) == "cannot be told apart"
+    assert math.isfinite(findings.difference(some, some).low)
+
+
 def test_the_bootstrap_covers_a_difference_of_spreads() -> None:
     """Of normal samples of 40, whose deviations are 2 and 1; to within what 60 trials can tell."""
     generator = np.random.default_rng(1)
@@ -243,7 +300,8 @@ def test_a_claim_sums_up_its_effects() -> None:
         return Claim("id", "t", "s", "m", effects).verdict
 
     assert claim() == "does not apply"
-    assert claim((1, 2), (-1, 1)) == "holds"
+    assert claim((1, 2), (1, 3)) == "holds"
+    assert claim((1, 2), (-1, 1)) == "holds in part"
     assert claim((-2, -1), (-1, 1)) == "does not hold"
     assert claim((1, 2), (-2, -1)) == "holds in part"
     assert claim((-1, 1)) == "cannot be told apart"
@@ -403,6 +461,24 @@ def test_json_holds_every_claim_with_its_numbers() -> None:
             assert {"name", "unit", "verdict", "threshold", "value", "low", "high"} <= set(effect)
 
 
+def test_exact_policies_are_judged_as_guides() -> None:
+    """On the lottery log p(O) and max ELBO are known; the ticket's luck is what they differ by."""
+    found = compare(load_target("lottery"), temperatures=[0.5], **QUICK)
+    assert found.guides is not None
+    (row,) = found.guides.as_json()
+    best = math.log((math.exp(0.5 / 0.5) + math.exp(0.3 / 0.5)) / 2)
+    evidence = math.log((math.exp(0.5 / 0.5) + 0.9 + 0.1 * math.exp(3 / 0.5)) / 2)
+    assert row["exact"]["value"] == pytest.approx(best)
+    assert row["log p(O)"]["value"] == pytest.approx(evidence)
+    drawn = row["ELBO by draws, nats"]
+    assert abs(drawn["value"] - best) < 1.2 * (drawn["high"] - drawn["low"])
+    assert row["Pareto k̂"] == "too few values"
+    certain = compared("tree").guides
+    assert certain is not None
+    assert {cells[-1] for cells in certain.rows} == {"all the same"}
+    assert 'id="guides"' in render(found)
+
+
 def test_the_terminal_keeps_to_its_width_and_says_every_verdict() -> None:
     for target in ("lottery", "CliffWalking-v1"):
         text = io.StringIO()
@@ -441,6 +517,31 @@ def test_a_learned_routine_takes_the_place_of_the_table() -> None:
     assert [claim.id for claim in found.claims] == CLAIMS
     names = [row[0] for row in found.claim("exploration").table.rows]  # type: ignore[union-attr]
     assert names == ["regular", "soft, α = 0.1", "soft, automatic"]
+
+
+def test_a_target_entropy_is_for_uniform_priors() -> None:
+    found = compare(load_target("chain"), prior=CategoricalPrior([0.9, 0.1]), **QUICK)
+    assert found.claim("automatic").verdict == "does not apply"
+    assert "the prior is not uniform" in found.claim("automatic").why
+
+
+def test_runs_of_different_kinds_are_independent() -> None:
+    """Their intervals take them for that."""
+    said: list[str] = []
+    seeds: list[int] = []
+    infer = routines.infer
+
+    def spy(*args: Any, seed: int, **kwargs: Any) -> Any:
+        seeds.append(seed)
+        return infer(*args, seed=seed, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(routines, "infer", spy)
+        compare(
+            load_target("lottery"), ["policy-gradient"], seeds=2, total_steps=640,
+            temperatures=[0.1], progress=said.append,
+        )  # fmt: skip
+    assert len(set(seeds)) == len(seeds) == sum(words.startswith("run ") for words in said)
 
 
 @pytest.mark.slow
@@ -495,6 +596,23 @@ def test_the_entropy_of_actions_is_that_of_where_they_fall() -> None:
     assert routines.action_entropies(coin, 0) == pytest.approx([math.log(2)])
 
 
+def test_combinations_of_actions_have_an_entropy_and_slip() -> None:
+    space = MultiDiscrete([2, 3])
+    architecture = Architecture(
+        states=described(Discrete(4)), actions=described(space), hidden=(4,)
+    )
+    log_prior = torch.full((6,), -math.log(6))
+    policy = SoftmaxPolicy(architecture, ActionValues(architecture, 1), 1e6, log_prior=log_prior)
+    states = torch.arange(4)
+    with torch.no_grad():
+        found = routines.action_entropies(policy(states), 0)
+    assert found == pytest.approx(np.full(4, math.log(6)), abs=1e-5)
+    slipping = routines.Slipping(policy, UniformPrior(space), 0.5)(states)
+    drawn = draw(slipping, np.arange(4, dtype=np.uint64), 0, 0)
+    assert drawn.shape == (4, 2)
+    assert slipping.log_prob(drawn).exp().tolist() == pytest.approx([1 / 6] * 4, abs=1e-5)
+
+
 def test_a_slip_is_an_action_of_the_prior() -> None:
     def prior(state: torch.Tensor) -> Any:
         return dist.Categorical(torch.tensor([0.5, 0.5]).expand(*state.shape, 2))
@@ -539,6 +657,7 @@ def test_bad_input_is_one_sentence(capsys: Capture) -> None:
         ({"temperatures": [0.0]}, "temperatures: expected finite numbers > 0"),
         ({"temperatures": [math.nan]}, "temperatures: expected finite numbers > 0"),
         ({"routines": ["exact"]}, "routines: expected learned ones, got 'exact'"),
+        ({"routines": ["pcl", "pcl"]}, "routines: expected each once, got 'pcl' twice"),
     ):
         with pytest.raises(ValueError, match=words):
             compare(model, **arguments)  # type: ignore[arg-type]
@@ -551,6 +670,21 @@ def test_bad_input_is_one_sentence(capsys: Capture) -> None:
             main(["compare", *words])
         assert stop.value.code == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_is_refused_at_once(
+    capsys: Capture, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(diagnostics, "compare", lambda *_, **__: pytest.fail("it was compared"))
+        with pytest.raises(SystemExit) as stop:
+            main(["compare", "lottery", "--html", str(tmp_path / ("long" * 100))])
+    assert stop.value.code == 2
+    assert "cannot be written (File name too long); name another file" in capsys.readouterr().err
+    fresh = tmp_path / "page.html"
+    with pytest.raises(SystemExit):
+        main(["compare", "lottery", "--html", str(fresh), "--seeds", "1"])
+    assert not fresh.exists()
 
 
 def test_the_command_prints_one_json_object_and_writes_the_page(
@@ -571,6 +705,18 @@ def test_an_episode_that_never_begins_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="terminal: expected an episode that goes beyond"):
         compare(ended)
+
+
+def test_actions_without_bounds_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected discrete actions or a box with bounds.*Double"):
+        compare(load_target("double-integrator"))
+
+
+def test_policies_that_have_no_room_are_not_exact() -> None:
+    """21 temperatures of 2 states, 3 actions and ten million steps would take ten gigabytes."""
+    steps = {"transition": np.ones((2, 3, 2)) / 2, "reward": np.zeros((2, 3)), "discount": 1.0}
+    assert _is_small(FiniteModel.from_tables(**steps, horizon=1000))
+    assert not _is_small(FiniteModel.from_tables(**steps, horizon=10**7))
 
 
 def test_regular_policies_draw_among_what_is_the_same_but_for_rounding() -> None:

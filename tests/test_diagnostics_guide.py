@@ -190,6 +190,9 @@ def test_a_posterior_is_its_own_evidence() -> None:
     assert guide.constant
     assert guide.elbo == pytest.approx(guide.log_evidence, abs=1e-10)
     assert guide.evidence_estimate == pytest.approx(guide.log_evidence, abs=1e-10)
+    # The rounding of weights that are the same is no error of a mean.
+    assert guide.elbo_standard_error == guide.evidence_standard_error == 0
+    assert guide.elbo > guide.max_elbo  # of policies, which leave the dynamics as they are
     assert guide.exact_elbo is None
     assert "dynamics of its own" in str(guide.no_exact_because)
 
@@ -270,6 +273,16 @@ def test_evaluate_judges_the_guide(
     with pytest.raises(SystemExit):
         main(["evaluate", "tree", "--draws", "1"])
     assert "--draws: expected 0, or at least 2, got 1" in capsys.readouterr().err
+
+
+def test_evaluate_says_why_a_guide_is_not_judged(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    infer(load_target("tree"), Exact(0)).save("cold")
+    words = ("evaluate", "cold", "--episodes", "1")
+    assert "The guide was not judged: temperature: expected one above 0" in command(capsys, *words)
+    assert "judged" not in command(capsys, *words, "--draws", "0")
 
 
 def test_evaluate_runs_no_simulator_for_it_unless_asked(

@@ -171,8 +171,9 @@ def _judged(result: InferenceResult, tree: xarray.DataTree, exact: Reference | s
             why = "the guide has mass where the prior has none" if exact_elbo is None else None
         else:
             why = "the guide is the posterior, which has dynamics of its own"
+    constant = are_constant(log_weights)
     with np.errstate(invalid="ignore"):  # -inf where the prior forbids what the guide did
-        deviation = float(log_weights.std(ddof=1))
+        deviation = 0.0 if constant else float(log_weights.std(ddof=1))  # and not their rounding
     return GuideQuality(
         draws=draws,
         steps=column(tree, "posterior", "alive").shape[2],
@@ -183,8 +184,8 @@ def _judged(result: InferenceResult, tree: xarray.DataTree, exact: Reference | s
         max_elbo=max_elbo,
         log_evidence=log_evidence,
         evidence_estimate=estimate[0],
-        evidence_standard_error=estimate[1],
-        constant=are_constant(log_weights),
+        evidence_standard_error=0.0 if constant and estimate[1] is not None else estimate[1],
+        constant=constant,
         pareto_k=pareto_k(log_weights),
         reliable_k=reliable_k(draws),
         effective_sample_size=effective_sample_size(log_weights),

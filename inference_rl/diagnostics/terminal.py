@@ -30,7 +30,7 @@ def print_guide(guide: GuideQuality) -> None:
 
     row("evidence lower bound, by sampling", guide.elbo, guide.elbo_standard_error)
     row("evidence lower bound, exact", guide.exact_elbo)
-    row("largest there is, E V / temperature", guide.max_elbo)
+    row("largest of any policy, E V / temperature", guide.max_elbo)
     row("  left to learn", guide.left_to_learn)
     row("  KL(π ‖ π*), mean per step", guide.mean_divergence)
     row("log evidence, log p(O)", guide.log_evidence)

@@ -8,17 +8,19 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Box, Discrete
 
 from inference_rl.diagnostics.comparison import (
     exact,
+    guides,
     robustness,
     routines,
     runs,
     sampled,
     tables,
+    tabular,
 )
-from inference_rl.diagnostics.comparison.findings import Claim
+from inference_rl.diagnostics.comparison.findings import Claim, Table
 from inference_rl.environment import EnvironmentModel, WithPreviousAction
 from inference_rl.finite import FiniteModel
 from inference_rl.inference.learned import is_uniform
@@ -40,6 +42,8 @@ class Comparison:
     :ivar temperatures: of MaxEnt RL, reward units. :ivar reference: the one of verdicts.
     :ivar learned_by: routines, or the table, that the claims about learning are of.
     :ivar seeds: of each learner. :ivar total_steps: of each run. :ivar seed: of everything random.
+    :ivar guides: how good soft policies are as guides, where they are exact: their bound, the
+        evidence, and whether weights p(τ, O) / q(τ) can be trusted.
     """
 
     target: str
@@ -56,6 +60,7 @@ class Comparison:
     total_steps: int
     seed: int
     claims: tuple[Claim, ...]
+    guides: Table | None
     seconds: float
 
     @property
@@ -78,8 +83,12 @@ class Comparison:
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name != "claims"
-        } | {"counts": self.counts, "claims": [claim.as_json() for claim in self.claims]}
+            if field.name not in ("claims", "guides")
+        } | {
+            "counts": self.counts,
+            "claims": [claim.as_json() for claim in self.claims],
+            "guides": None if self.guides is None else self.guides.as_json(),
+        }
 
 
 def compare(
@@ -95,8 +104,9 @@ def compare(
 ) -> Comparison:
     """Measure on `model` what is said of MaxEnt RL beside regular RL.
 
-    Where the model is finite and has up to `MOST_STATES` states, policies are exact, and what is
-    said of learning is measured by Q-learning in a table; else by a learned routine.
+    Where the model is finite and has up to `MOST_STATES` states (and not too many steps), policies
+    are exact, and what is said of learning is measured by Q-learning in a table; else by a learned
+    routine.
 
     :param routines: learned ones to measure the latter by: names, which are run with small networks
         and batches, or settings such as `SAC()`, whose temperature and learning rates are varied.
@@ -107,8 +117,9 @@ def compare(
     :param prior: the action prior, in place of the model's own.
     :param progress: called now and then with a few words on how far it has got.
     :returns: the same for the same arguments, but for `seconds`.
-    :raises ValueError: numbers out of their ranges, no learned routine of a name, or a model on
-        which there is nothing to compare, because no episode goes beyond its start.
+    :raises ValueError: numbers out of their ranges, no learned routine of a name, a box of actions
+        without bounds, or a model on which there is nothing to compare, because no episode goes
+        beyond its start.
     """
     return _Comparing(model, routines, seeds, seed, total_steps, prior, progress).run(temperatures)
 
@@ -152,6 +163,12 @@ class _Comparing:
                     "what initial_state and terminal of the model say"
                 )
         self.model = model
+        space = model.action_space
+        if self.finite is None and isinstance(space, Box) and not space.is_bounded():
+            raise ValueError(
+                "action_space: expected discrete actions or a box with bounds, in which entropies "
+                f"of learned policies can be told, got {space} of {model.name}; give it bounds"
+            )
         if self.finite is None and not named:
             named = (routines.usual(model),)
         budget = total_steps or routines.STEPS
@@ -161,6 +178,13 @@ class _Comparing:
             else routines.shortened(given, total_steps or given.total_steps)
             for given in named
         ]
+        names = [settings.name for settings in self.settings]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"routines: expected each once, got {name!r} twice, whose claims would have "
+                    "the same names; compare them one after the other"
+                )
 
     def run(self, temperatures: Sequence[float] | None) -> Comparison:
         if temperatures is not None:
@@ -209,6 +233,7 @@ class _Comparing:
             or (self.settings[0].total_steps if self.settings else default[1]),
             seed=self.seed,
             claims=tuple(sorted(claims, key=_order)),
+            guides=None if known is None else guides.guides(known, self.seed, self.say),
             seconds=time.perf_counter() - self.started,
         )
 
@@ -276,13 +301,15 @@ def _order(claim: Claim) -> int:
 
 
 def _is_small(model: EnvironmentModel) -> bool:
-    """Whether it is finite, and its policies can be exact."""
-    spaces = model.state_space, model.action_space
-    return (
-        not isinstance(model, GymnasiumModel)
-        and all(isinstance(space, Discrete) and space.start == 0 for space in spaces)
-        and int(model.state_space.n) <= MOST_STATES  # type: ignore[attr-defined]
-    )
+    """Whether it is finite, and there is room for all of its exact policies at once."""
+    spaces: Any = model.state_space, model.action_space
+    if isinstance(model, GymnasiumModel) or not all(
+        isinstance(space, Discrete) and space.start == 0 for space in spaces
+    ):
+        return False
+    states, actions = (int(space.n) for space in spaces)
+    entries = states * actions * (model.horizon or 1) * exact.POINTS
+    return states <= MOST_STATES and entries <= tabular.MOST_ENTRIES
 
 
 def _called(prior: ActionPrior) -> str:

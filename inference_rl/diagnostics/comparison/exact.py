@@ -216,7 +216,7 @@ def trade(known: Policies) -> Claim:
         says="The temperature trades return for entropy: the hotter, the more random and the worse "
         "paid.",
         measured=f"Exact policies at {POINTS} temperatures from {low:.3g} to {high:.3g}, each "
-        "evaluated exactly, without its entropy.",
+        "evaluated exactly: its (discounted) return, without its entropy.",
         effects=(
             exact_effect(f"return, regular above {highest}", regular, picks[0][-1], "reward"),
             exact_effect(
@@ -276,8 +276,8 @@ def cost(known: Policies) -> Claim:
         title="The cost of entropy",
         says="Where a deterministic policy suffices, as in every fully observed model, acting at "
         "random costs return, and taking the likeliest action gives it back.",
-        measured="Exact policies as they are, and with their most likely action taken in its "
-        "place, in episodes that are cut after "
+        measured="Exact (discounted) returns of the policies as they are, and with their most "
+        "likely action taken in its place, in episodes that are cut after "
         f"{known.dynamics.steps:,} steps; 0% is the prior's return and 100% that of regular RL.",
         effects=(
             exact_effect(

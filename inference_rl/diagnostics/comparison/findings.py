@@ -4,7 +4,12 @@ An effect is a difference whose sign the claim predicts: above zero it speaks fo
 holds if its whole interval is above its threshold, does not hold if all of it is at or below, and
 cannot be told apart otherwise. Intervals have 95%: Student's t for means over seeds, Welch's for
 differences of two independent samples (Welch 1947, Biometrika 34), a bootstrap's for spreads. What
-is exact has no interval.
+is exact has no interval. Intervals are of one effect each, and not of all of them together: of
+twenty effects of nothing, one is to be expected that is told apart by chance.
+
+Samples that do not vary say nothing of how far off the next value may be, and formulas would say
+nought. They are taken at their word from where the order of their values alone would tell them
+apart, FEWEST_ALIKE values a sample; fewer have no interval.
 """
 
 from __future__ import annotations
@@ -24,6 +29,10 @@ LEVEL = 0.95
 
 RESAMPLES = 2000
 """Of a bootstrap."""
+
+FEWEST_ALIKE = {1: 6, 2: 4}
+"""Of one sample 2 / 2^6, of two 2 / C(8, 4), are the first below 5%: the chance that signs, or a
+shuffle, come out as one-sided as that."""
 
 ROUNDING = 1e-9
 """Relative to what is compared: exact numbers closer than that are the same."""
@@ -66,12 +75,16 @@ def exactly(value: float) -> Estimate:
 def mean(values: Sequence[float] | Array) -> Estimate:
     """The mean of independent values, with Student's interval; of a single one it is unbounded."""
     sample = np.asarray(values, dtype=float)
+    if _too_few_alike(sample):
+        return unknown(float(sample.mean()), len(sample))
     return _interval(float(sample.mean()), _squared_error(sample), len(sample) - 1, len(sample))
 
 
 def difference(left: Sequence[float] | Array, right: Sequence[float] | Array) -> Estimate:
     """mean(left) - mean(right) of independent samples, with Welch's interval."""
     a, b = np.asarray(left, dtype=float), np.asarray(right, dtype=float)
+    if _too_few_alike(a, b):
+        return unknown(float(a.mean() - b.mean()), min(len(a), len(b)))
     errors = [_squared_error(a), _squared_error(b)]
     total = sum(errors)
     freedom = float(min(len(a), len(b)) - 1)
@@ -106,9 +119,16 @@ def bootstrap(
 ) -> Estimate:
     """statistic(left) - statistic(right), with the percentile interval of a bootstrap.
 
+    It is widened by as much as that of a mean is too narrow beside Student's (Hesterberg 2015, The
+    American Statistician 69, §4.2), by a factor of 2.7 for three seeds and 1.1 for twenty.
+
     :param statistic: from (rates, ..., K) to (...).
     :param left, right: (rates, K), of K independent seeds each, which are drawn again.
     """
+    fewest = min(left.shape[-1], right.shape[-1])
+    value = float(statistic(left) - statistic(right))
+    if _too_few_alike(*left, *right):
+        return unknown(value, fewest)
 
     def resampled(values: Array) -> Array:
         seeds = values.shape[-1]
@@ -116,8 +136,26 @@ def bootstrap(
 
     draws = resampled(left) - resampled(right)
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    value = float(statistic(left) - statistic(right))
-    return Estimate(value, float(low), float(high), min(left.shape[-1], right.shape[-1]))
+    level = (1 + LEVEL) / 2
+    wider = (
+        math.sqrt(fewest / (fewest - 1)) * stats.t.ppf(level, fewest - 1) / stats.norm.ppf(level)
+    )
+    low, high = (value + float(wider * (limit - value)) for limit in (low, high))
+    return Estimate(value, low, high, fewest)
+
+
+def unknown(value: float, samples: int) -> Estimate:
+    """A number without an interval."""
+    return Estimate(value, -math.inf, math.inf, samples)
+
+
+def _too_few_alike(*samples: Array) -> bool:
+    """Whether nothing varies but between samples, and they are too few to make do without that."""
+    fewest = FEWEST_ALIKE[min(len(samples), 2)]
+    return min(map(len, samples)) < fewest and all(
+        float(np.ptp(sample)) <= ROUNDING * max(1.0, float(np.abs(sample).max()))
+        for sample in samples
+    )
 
 
 def _squared_error(sample: Array) -> float:
@@ -126,7 +164,7 @@ def _squared_error(sample: Array) -> float:
 
 def _interval(value: float, squared_error: float, freedom: float, samples: int) -> Estimate:
     if samples < 2:
-        return Estimate(value, -math.inf, math.inf, samples)
+        return unknown(value, samples)
     half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(squared_error)
     return Estimate(value, value - half, value + half, samples)
 
@@ -230,15 +268,14 @@ class Claim:
 
     @property
     def verdict(self) -> Verdict:
-        """That of all effects, if they agree or some are undecided; in part, where some hold and
-        some do not."""
+        """It holds if all effects do, and in part if some do; it does not hold if some do not and
+        none does."""
         found = {effect.verdict for effect in self.effects}
         if not found:
             return "does not apply"
-        if {"holds", "does not hold"} <= found:
-            return "holds in part"
-        decided = found - {"cannot be told apart"}
-        return decided.pop() if decided else "cannot be told apart"
+        if "holds" in found:
+            return "holds" if len(found) == 1 else "holds in part"
+        return "does not hold" if "does not hold" in found else "cannot be told apart"
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -8,7 +8,12 @@ import inference_rl
 from inference_rl.diagnostics.comparison.compare import Comparison
 from inference_rl.diagnostics.comparison.findings import Cell, Claim, Effect, Table
 from inference_rl.diagnostics.comparison.pictures import drawn, strip
-from inference_rl.diagnostics.comparison.terminal import cell, shown_estimate
+from inference_rl.diagnostics.comparison.terminal import (
+    GUIDES,
+    GUIDES_SAY,
+    cell,
+    shown_estimate,
+)
 from inference_rl.html.charts import number
 from inference_rl.html.document import page, theme_switch
 from inference_rl.html.markup import element
@@ -26,7 +31,8 @@ HOW_TO_READ = (
     "Every claim is weighed by differences whose sign it predicts. On the strip below a difference "
     "the dot is what was measured, the bar its 95% interval, and the line in the middle is zero, "
     "or what counts as no worse. All of the bar on the right: it holds; all on the left: it does "
-    "not hold; across: the two cannot be told apart. What is exact has no bar."
+    "not hold; across: the two cannot be told apart. What is exact has no bar. Every "
+    "interval stands for itself: of twenty differences that are none, one is told apart by chance."
 )
 
 
@@ -43,6 +49,7 @@ def render(comparison: Comparison) -> str:
                 "div",
                 element("p", HOW_TO_READ, class_="how"),
                 *(_section(i, claim) for i, claim in enumerate(comparison.claims, start=1)),
+                None if comparison.guides is None else _guides(comparison.guides),
                 id="steps",
                 tabindex="-1",
             ),
@@ -102,6 +109,9 @@ def _contents(comparison: Comparison) -> Element:
         )
         for i, claim in enumerate(comparison.claims, start=1)
     ]
+    if comparison.guides is not None:
+        link = element("a", element("span", ""), element("span", "As guides"), href="#guides")
+        entries.append(element("li", link))
     return element(
         "nav",
         element("details", element("summary", "Contents"), element("ol", *entries), open=True),
@@ -146,6 +156,18 @@ def _section(place: int, claim: Claim) -> Element:
         id=claim.id,
         aria_labelledby=name,
         data_verdict=claim.verdict,
+    )
+
+
+def _guides(table: Table) -> Element:
+    return element(
+        "section",
+        element("h2", GUIDES, id="guides-title", tabindex="-1"),
+        element("p", GUIDES_SAY, class_="explanation"),
+        _table(table),
+        class_="step",
+        id="guides",
+        aria_labelledby="guides-title",
     )
 
 

@@ -23,6 +23,7 @@ import scipy.sparse.csgraph
 
 from inference_rl.diagnostics.comparison.exact import Policies
 from inference_rl.diagnostics.comparison.findings import (
+    ROUNDING,
     Cell,
     Claim,
     Effect,
@@ -88,7 +89,7 @@ def robustness(known: Policies, seed: int) -> Claim:
     better = [
         f"{t:g}"
         for t, r in zip(known.temperatures, at_strength[1:], strict=True)
-        if r > at_strength[0]
+        if r > at_strength[0] + ROUNDING * max(1.0, abs(at_strength[0]))
     ]
     remark += (
         f"Under slips temperatures that earn more than regular RL: {', '.join(better)}."
@@ -100,8 +101,9 @@ def robustness(known: Policies, seed: int) -> Claim:
         title="Robustness",
         says="A MaxEnt policy, inferred without the change, earns more than a regular one when the "
         "world changes.",
-        measured=f"Exact returns in changed worlds. Slips: with probability {STRENGTH:g} another "
-        f"action is carried out, drawn uniformly. Dynamics: with probability {STRENGTH:g} a random "
+        measured=f"Exact (discounted) returns in changed worlds. Slips: with probability "
+        f"{STRENGTH:g} an action drawn uniformly is carried out in place of the chosen one. "
+        f"Dynamics: with probability {STRENGTH:g} a random "
         f"mixture of what the actions do, {DRAWS} draws. Reward: {STRENGTH:g} of the spread of "
         f"rewards as noise on each state and action, the worst of {WORST_OF} draws, {WORLDS} "
         "times. Obstacles: a wall in place of a cell of the regular path, each in its turn. "
@@ -129,7 +131,7 @@ def _mean(values: Array) -> Estimate:
 
 def _over(name: str, differences: Array) -> Effect:
     estimate = _mean(differences)
-    return Effect(name, estimate, "reward", 1e-9 * max(1.0, float(np.abs(differences).max())))
+    return Effect(name, estimate, "reward", ROUNDING * max(1.0, float(np.abs(differences).max())))
 
 
 def slips(policies: Array, delta: float) -> Array:

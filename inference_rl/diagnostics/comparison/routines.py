@@ -24,9 +24,9 @@ from inference_rl.diagnostics.comparison.runs import (
     Runs,
 )
 from inference_rl.diagnostics.comparison.tabular import rare
-from inference_rl.diagnostics.comparison.visits import entropy, mode
+from inference_rl.diagnostics.comparison.visits import entropy, longest, mode
 from inference_rl.environment import EnvironmentModel
-from inference_rl.evaluation import episode_limit, evaluate
+from inference_rl.evaluation import evaluate
 from inference_rl.inference import InferenceResult, infer, routine_class
 from inference_rl.inference.learned import is_uniform
 from inference_rl.learning.collection import Collector, Segment, watched
@@ -140,7 +140,7 @@ class Scene:
 
 
 def scene(model: EnvironmentModel, prior: ActionPrior, seed: int) -> Scene:
-    batch = environments(model, PRIOR_EPISODES, episode_limit(model))
+    batch = environments(model, PRIOR_EPISODES, longest(model))
     try:
         collector = Collector(batch, derived(seed, "prior"))
         data = collector.collect_episodes(lambda state, t: prior(state))  # type: ignore[arg-type]
@@ -234,7 +234,8 @@ def course(
             if progress is not None:
                 progress(at)
             own = _settings(settings, temperature, rate, reference)
-            run_seed = derived(seed, f"{settings.name} {which}") % 2**31
+            # Of its own: intervals are those of independent samples.
+            run_seed = derived(seed, f"{settings.name} {name} {rate:g} {which}") % 2**31
             rows.append(_one(model, own, prior, scene, known, run_seed, rate == 1.0))
         columns = [np.array(column) for column in zip(*rows, strict=True)]
         runs.append(Runs(name, _kind(temperature, bare), rate, *columns))
@@ -310,7 +311,8 @@ def _one(
         entropy = known.dynamics.mean_entropies(table[None])[0]
         return (*seen, *returns, entropy, result.temperature)
     drawn, per_step = _acted(model, result)
-    likeliest = result.evaluate(EPISODES, deterministic=True).mean_return
+    cut = longest(model)
+    likeliest = result.evaluate(EPISODES, deterministic=True, max_steps=cut).mean_return
     row = (*seen, drawn, likeliest, per_step, result.temperature)
     if not slips:
         return (*row, [np.nan] * len(SLIPS))
@@ -319,7 +321,7 @@ def _one(
 
 def _acted(model: EnvironmentModel, result: InferenceResult) -> tuple[float, float]:
     """The mean return of some episodes, and the mean entropy of the actions along them, nats."""
-    batch = environments(model, EPISODES, episode_limit(model))
+    batch = environments(model, EPISODES, longest(model))
     try:
         collector = Collector(batch, derived(result.seed, "evaluation"))
         data = collector.collect_episodes(result.policy)
@@ -355,7 +357,9 @@ def _slipped(
 ) -> float:
     policy: Any = Slipping(result.policy, prior, delta)
     seed = derived(result.seed, "evaluation")
-    return evaluate(model, policy, episodes=EPISODES, seed=seed).mean_return
+    return evaluate(
+        model, policy, episodes=EPISODES, seed=seed, max_steps=longest(model)
+    ).mean_return
 
 
 def policy_table(result: InferenceResult, known: Policies) -> Array:

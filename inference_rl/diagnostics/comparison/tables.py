@@ -28,7 +28,7 @@ STEPS, SEEDS = 20_000, 20
 """Of each learner, and learners of each kind, unless others are asked for."""
 
 
-def kinds(temperatures: tuple[float, ...]) -> list[Kind]:
+def kinds(temperatures: tuple[float, ...], *, tuned: bool) -> list[Kind]:
     """Regular and soft, at every rate."""
     return [
         kind
@@ -37,7 +37,7 @@ def kinds(temperatures: tuple[float, ...]) -> list[Kind]:
             Kind(GREEDY, 0.0, rate),
             Kind(EXPLORING, 0.0, rate, EPSILON),
             *(Kind(f"soft, α = {t:g}", t, rate) for t in temperatures),
-            Kind(AUTOMATIC, None, rate),
+            *([Kind(AUTOMATIC, None, rate)] if tuned else []),
         )
     ]
 
@@ -54,7 +54,9 @@ def course(
 
     :raises ValueError: there are too many states for so many learners.
     """
-    every = kinds(known.temperatures)
+    # A target entropy is one for the divergence only from a uniform prior.
+    acting = known.prior[..., ~known.dynamics.ended, :]
+    every = kinds(known.temperatures, tuned=bool(np.ptp(acting) < 1e-12))
     if not fits(known.model, len(every) * seeds):
         raise ValueError(
             f"seeds: expected fewer than {seeds}, for the tables of {len(every)} kinds of learners "
@@ -81,7 +83,7 @@ def course(
         reference=f"soft, {known.reference_name}",
         usual=USUAL_RATE,
         best=float(best),
-        near_by=NEAR * float(min(best - random, abs(best) or math.inf)),
+        near_by=NEAR * max(float(min(best - random, abs(best) or math.inf)), 0.0),
         steps=steps,
         worth=words,
         places="states covered",

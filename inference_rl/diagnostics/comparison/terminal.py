@@ -23,6 +23,15 @@ WIDTH = 100
 
 INDENT = 4
 
+GUIDES = "How good are the soft policies as guides?"
+
+GUIDES_SAY = (
+    "Their evidence lower bound, by draws and exact, beside the evidence, which the bound of a "
+    "policy misses by what start and dynamics would have to wish for, with a discount also that an "
+    "episode ends in time. The fewer draws count, and the larger Pareto k̂, the less p(τ, O) / q(τ) "
+    "can be averaged."
+)
+
 STYLES = {
     "holds": "green",
     "holds in part": "green",
@@ -42,6 +51,11 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     for number, claim in enumerate(comparison.claims, start=1):
         console.print()
         for shown in lines(number, claim, width):
+            console.print(shown, soft_wrap=True)
+    if comparison.guides is not None:
+        console.print()
+        console.print(Text(GUIDES, style="bold"))
+        for shown in [*_wrapped(GUIDES_SAY, width), *table_lines(comparison.guides, width)]:
             console.print(shown, soft_wrap=True)
 
 

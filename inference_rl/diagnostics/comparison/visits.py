@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from inference_rl.environment import EnvironmentModel
 from inference_rl.evaluation import episode_limit
 from inference_rl.finite import FiniteModel
 
@@ -25,6 +26,11 @@ NEGLIGIBLE = 1e-13
 
 BLOCK = 2**24
 """Entries of a table of visits that are held at once."""
+
+
+def longest(model: EnvironmentModel) -> int:
+    """Steps after which episodes of a comparison are cut."""
+    return min(episode_limit(model), MOST_STEPS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Dynamics:
             initial=model.initial.detach().numpy(),
             ended=model.is_terminal.numpy(),
             discount=float(model.discount),
-            steps=min(episode_limit(model), MOST_STEPS),
+            steps=longest(model),
         )
 
     def without(self, state: int) -> Dynamics:
