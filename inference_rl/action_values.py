@@ -77,6 +77,18 @@ class ActionValues(nn.Module):
         index = action.expand(self.members, *action.shape).unsqueeze(-1)
         return values.gather(-1, index).squeeze(-1)
 
+    def combined(
+        self, state: Tensor, action: Tensor | None, t: int | Tensor | None = None
+    ) -> Tensor:
+        """What the functions come to together, shaped as `forward` without M.
+
+        For actions of a box the least of them, against overestimation (Fujimoto et al. 2018,
+        arXiv:1802.09477, §4.2). Of discrete actions the mean (Zhou et al. 2022,
+        arXiv:2209.10081): there the least is lowest where least was seen, and keeps a policy away.
+        """
+        values = self(state, action, t)
+        return values.amin(0) if self.takes_action else values.mean(0)
+
     def through(self, state: Tensor, action: Tensor, t: int | Tensor | None = None) -> Tensor:
         """All outputs, (M, N, outputs) or (M, K, N, outputs), for actions of a box."""
         return self._through_layers(self._inputs(state, t), action)

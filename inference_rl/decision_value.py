@@ -31,7 +31,8 @@ class DecisionValue(nn.Module):
     made of the same noise in all states and at every call: so it is a function of the state alone,
     and so is its error. It has no gradient.
 
-    :param q: reward units; the least of its members counts. :param temperature: reward units.
+    :param q: reward units; what its members come to together counts.
+    :param temperature: reward units.
     :param how: from a decision to its value, (N,): by all actions in each of N states, (A, N), or
         in a box by K draws of the guide, (K, N).
 
@@ -75,8 +76,8 @@ class DecisionValue(nn.Module):
 
         def message(action: Tensor) -> Tensor:
             if self._actions is None:
-                return q(state, action, step).amin(0)
-            return q(state, None, step).amin(0).mT  # of all actions, which come in this order
+                return q.combined(state, action, step)
+            return q.combined(state, None, step).mT  # of all actions, which come in this order
 
         decision = decide(
             state,

@@ -27,7 +27,7 @@ class SoftmaxPolicy(Policy):
     Of a MultiDiscrete space over all combinations at once: its dimensions hang together as those of
     Q do. An action without prior mass is never taken.
 
-    :param q: reward units; the least of its members counts. It is read as it is at each call.
+    :param q: reward units, one function. It is read as it is at each call.
     :param temperature: reward units; zero is the limit.
     :param log_prior: log ρ of all actions, nats, (A,), or (S, A) for discrete states.
     :param support: in place of a table, whose prior is asked in every state: that of the model, or
@@ -77,7 +77,7 @@ class SoftmaxPolicy(Policy):
         shape = description["log_prior"]
         return cls(
             architecture,
-            ActionValues(architecture, description["members"]),
+            ActionValues(architecture, 1),
             0.0,
             log_prior=None if shape is None else torch.zeros(shape),
             support=description["support"],
@@ -87,7 +87,6 @@ class SoftmaxPolicy(Policy):
     def description(self) -> dict[str, Any]:
         return {
             "architecture": dataclasses.asdict(self.architecture),
-            "members": self.q.members,
             "log_prior": None if self.support is not None else list(self.log_prior.shape),
             "support": self.support,
         }
@@ -104,7 +103,7 @@ class SoftmaxPolicy(Policy):
     def logits(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:
         """log ρ + Q / temperature of all actions, batch + (A,)."""
         log_prior = self._log_prior_in(state)
-        values = self.q(state, None, steps_in(self.architecture, state, t)).amin(0)
+        (values,) = self.q(state, None, steps_in(self.architecture, state, t))
         return log_prior + values / self.temperature.clamp(min=LEAST_TEMPERATURE)
 
     def mode(self, state: Tensor, t: int | Tensor | None = None) -> Tensor:

@@ -301,7 +301,7 @@ def soft_values(
     space = model.action_space
     sizes = [int(space.n)] if isinstance(space, Discrete) else [int(n) for n in space.nvec]
     actions = list(torch.cartesian_prod(*(torch.arange(n) for n in sizes)))
-    values, joints = q(states, None, steps).amin(0), []
+    values, joints = q(states, None, steps).mean(0), []
     for number, action in enumerate(actions):
 
         def decision(chosen: Tensor = action, paid: Tensor = values[:, number]) -> None:
@@ -549,7 +549,7 @@ def evidence_bound(
     space, policy = learner.model.action_space, learner.policy
     if isinstance(space, MultiDiscrete):
         actions = every_action(space)
-        values = q(state, None, step).amin(0).mT
+        values = q(state, None, step).mean(0).mT
         taken, expected = policy(state, step).log_prob(actions), prior(state).log_prob(actions)
         ever = taken > -torch.inf
         ratio = torch.where(ever, taken, 0.0) - torch.where(ever, expected, 0.0)
@@ -558,7 +558,7 @@ def evidence_bound(
         elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=0)
         bounds = []
         for one, t in zip(state.split(1), step.split(1), strict=True):
-            weight = q(one, None, t).amin(0)[0] / (sign * TEMPERATURE)
+            weight = q(one, None, t).mean(0)[0] / (sign * TEMPERATURE)
 
             def one_decision(one: Tensor = one, weight: Tensor = weight) -> None:
                 action = pyro.sample("action", categorical(prior(one[0]).probs))

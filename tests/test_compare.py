@@ -353,7 +353,7 @@ def test_soft_learners_of_a_deterministic_model_reach_its_soft_policy() -> None:
 def test_a_tuned_temperature_meets_its_entropy() -> None:
     tuned = learned("lottery", [tabular.Kind("tuned", None, 0.02)], 4000)[0]
     found = entropy(tuned.policies[:, 0, 0])
-    assert np.abs(found - math.log(2) / 2).max() < 0.1
+    assert np.abs(found - 0.15 * math.log(2)).max() < 0.04
 
 
 def test_what_is_worth_finding_is_rare() -> None:

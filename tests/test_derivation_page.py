@@ -96,7 +96,6 @@ def page_of(step: Step, **changes: Any) -> str:
         notes=("It is looked at from afar.",),
         findings=(evaluate(step, subject, 1),),
         seconds=0.1,
-        notes=(),
         curves=None,
     )
     return render(dataclasses.replace(derivation, **changes))

@@ -115,6 +115,9 @@ def test_messages_ask_for_the_step_under_a_horizon_only(states, actions, horizon
     found = made(state, action, torch.full((5,), 3))
     assert found.shape == (2, 5)
     if horizon is None:
+        together = made.combined(state, action)
+        discrete = isinstance(actions, Discrete)
+        torch.testing.assert_close(together, found.mean(0) if discrete else torch.minimum(*found))
         assert torch.equal(made(state, action), found)
         return
     assert torch.equal(made(state, action, 3), found)

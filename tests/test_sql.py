@@ -189,7 +189,7 @@ def test_the_mode_is_the_best_of_its_draws() -> None:
 def test_combinations_are_drawn_and_weighed_as_one() -> None:
     made_of = Architecture(described(Box(-9.0, 9.0, (2,))), described(PAIR), hidden=(16,))
     torch.manual_seed(0)
-    q = ActionValues(made_of, 2)
+    q = ActionValues(made_of, 1)
     policy = SoftmaxPolicy(made_of, q, 0.1, log_prior=torch.full((6,), -math.log(6)))
     state = torch.randn(3000, 2)[:1].expand(3000, 2)
     probs = policy.logits(state[0]).softmax(-1)

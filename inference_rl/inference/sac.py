@@ -21,8 +21,10 @@ Departures from 1812.05905:
 1. Divergence from a prior in place of entropy: under a uniform prior they differ by log|A|, or
    d · log 2 on [−1, 1]^d, in which entropies are measured.
 2. The gradient of log α does not have α as a factor, as in the authors' code.
-3. V takes the lesser of two lagging Qs, against overestimation (eq. 5 has one; §6 two), and so does
-   the guide with the two Qs. That is no part of the inference: it biases Q downwards.
+3. In a box V takes the lesser of two lagging Qs, against overestimation (eq. 5 has one; §6 two),
+   and so does the guide with the two Qs. That is no part of the inference: it biases Q downwards.
+   Of discrete actions both take the mean of two (1910.07207 has the lesser, with which Acrobot-v1
+   was never learned here).
 
 Haarnoja, Zhou, Abbeel and Levine (2018), arXiv:1801.01290. Haarnoja et al. (2018),
 arXiv:1812.05905. Christodoulou (2019), arXiv:1910.07207. Grau-Moya, Leibfried and Vrancx (2019),
@@ -209,8 +211,8 @@ def _learner(settings: SAC, model: EnvironmentModel, prior: ActionPrior) -> Lear
     def decision(q: ActionValues, state: Tensor, step: Tensor, temperature: Tensor) -> Decision:
         def message(action: Tensor) -> Tensor:
             if actions is None:
-                return q(state, action, step).amin(0)
-            return q(state, None, step).amin(0).mT  # of all actions, which come in this order
+                return q.combined(state, action, step)
+            return q.combined(state, None, step).mT  # of all actions, which come in this order
 
         return decide(
             state,

@@ -26,8 +26,6 @@ Departures from 1702.08165, or from the authors' code:
 4. The density that V is weighed by is known: uniform, or half of it a mixture of kernels around
    draws of the sampler, whose own density nobody knows.
 5. Q lags behind by a little every update, in place of a copy every thousand or so.
-6. Of discrete actions in continuous states V and policy take the lesser of two Qs, against
-   overestimation, which is no part of the inference. In a box there is one, as in the paper.
 
 What a run in a box reports besides: `effective_share`, how many of the weighted draws count, and
 `stein_discrepancy` of the sampler's u from p, squared, which is zero in expectation if they agree.

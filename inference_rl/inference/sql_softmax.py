@@ -36,7 +36,7 @@ def learner(
     actions = every_action(space)
     assert actions is not None
     tempering = learned.Tempering(settings, model, prior)
-    q = ActionValues(architecture, 1 if architecture.states["kind"] == "discrete" else 2)
+    q = ActionValues(architecture, 1)
     log_prior = learned.log_prior_table(model, prior, actions)
     support = None if log_prior is not None else learned.support_of(model, prior)
     policy = SoftmaxPolicy(
@@ -65,15 +65,14 @@ def learner(
         )
 
     def loss(batch: Batch, temperature: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        values = q(batch.state, None, batch.step)
+        (values,) = q(batch.state, None, batch.step)
         with torch.no_grad():
-            following = lagging(batch.next_state, None, batch.next_step).amin(0)
+            (following,) = lagging(batch.next_state, None, batch.next_step)
             value = evidence(decision(batch.next_state, following, temperature))
-            here = decision(batch.state, values.amin(0), temperature)
+            here = decision(batch.state, values, temperature)
             entropy, divergence = posterior(here)
         target = soft_target(batch.reward, batch.goes_on, value, discount)
-        taken = batch.action.expand(len(values), -1).unsqueeze(-1)
-        found = values.gather(-1, taken).squeeze(-1)
+        found = values.gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)
         logged = {"q": found.mean(), "entropy": entropy.mean(), "divergence": divergence.mean()}
         return residual_loss(found, target), logged
 

@@ -21,6 +21,7 @@ from inference_rl.diagnostics.comparison.findings import (
     share_difference,
 )
 from inference_rl.randomness import derived
+from inference_rl.temperature import DISCRETE_SHARE
 
 Array = np.ndarray[Any, Any]
 
@@ -284,8 +285,8 @@ def automatic(course: Course) -> Claim:
     return dataclasses.replace(
         base,
         measured=f"{course.by}, {course.steps:,} steps each, {_seeds(best)}. The target entropy is "
-        "the default of the learned routines: half of the largest for discrete actions, minus "
-        "their number of coordinates in a box.",
+        f"the default of the learned routines: {DISCRETE_SHARE:g} of the largest for discrete "
+        "actions, minus their number of coordinates in a box.",
         effects=(
             Effect(
                 "return, automatic above one of the fixed temperatures picked blindly",
