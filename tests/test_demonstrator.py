@@ -25,6 +25,7 @@ from inference_rl import (
     FiniteModel,
     MaskPrior,
     SparseCategorical,
+    fixed_point,
     infer,
     load_target,
     tabulate,
@@ -61,7 +62,7 @@ class Icy(EnvironmentModel):
         self.slip, self.pay = parameters["slip"], parameters["pay"]
 
     def initial_state(self) -> Any:
-        return dist.Categorical(torch.tensor([0.7, 0.3, 0.0]))
+        return dist.Categorical(torch.tensor([1.0, 0.0, 0.0]))
 
     def transition(self, state: Tensor, action: Tensor) -> Any:
         goes = torch.where(action == 1, 1 - self.slip, self.slip)
@@ -155,7 +156,8 @@ def paying(model: FiniteModel, reward: Tensor) -> FiniteModel:
     return model.replace(rewards=reward.flatten()[model.rows()])
 
 
-def test_a_loop_that_pays_has_no_policy() -> None:
+def test_a_loop_that_pays_has_no_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fixed_point, "_LAST_SWEEPS", 500)  # seconds, that show the same
     model = tabulate(Chain(length=4, discount=1.0))
     reward = model.expected_reward() + torch.where(model.is_terminal, 0.0, 0.5).unsqueeze(-1)
     with pytest.raises(ValueError, match="value"):
@@ -262,18 +264,18 @@ def corridor() -> tuple[RewardPosterior, list[tuple[Array, Array]]]:
         {"prize": dist.Normal(number(0.5), 0.5)},
         dist.LogNormal(number(-1.0), 0.5),
         chains=2,
-        draws=300,
-        warmup=60,
+        draws=250,
+        warmup=50,
         seed=1,
     )
     return found, episodes
 
 
 def test_the_posterior_is_that_of_a_grid(corridor: Any) -> None:
-    """Both marginals, by a sum over 60 x 40 points of a density in NumPy."""
+    """Both marginals, by a sum over 40 x 30 points of a density in NumPy."""
     found, episodes = corridor
-    prizes, logs = np.linspace(0.0, 2.0, 60), np.linspace(-1.8, 0.2, 40)
-    density = np.empty((60, 40))
+    prizes, logs = np.linspace(0.2, 1.8, 40), np.linspace(-1.6, 0.0, 30)
+    density = np.empty((40, 30))
     states = np.concatenate([s[:-1] for s, _ in episodes])
     steps = np.concatenate([np.arange(len(a)) for _, a in episodes])
     taken = (steps, states, np.concatenate([a for _, a in episodes]))
@@ -309,7 +311,7 @@ def test_the_tree_is_what_arviz_reads(corridor: Any, tmp_path: Path) -> None:
     tree = load_samples(path)
     assert set(tree.children) == {"posterior", "sample_stats", "log_likelihood", "prior"}
     scores = column(tree, "log_likelihood", "actions")
-    assert scores.shape == (2, 300, len(episodes))
+    assert scores.shape == (2, 250, len(episodes))
     prize, temperature = (column(tree, "posterior", n)[1, 7] for n in ("prize", "temperature"))
     by_numpy = log_likelihoods(Tables(chain({"prize": number(prize)})), temperature, episodes)
     assert scores[1, 7] == pytest.approx(by_numpy, abs=1e-9)
@@ -357,13 +359,13 @@ def test_dynamics_that_depend_on_parameters_are_observed() -> None:
         {"slip": dist.Uniform(number(0.0), 1.0)},
         0.3,
         chains=1,
-        draws=60,
+        draws=40,
         warmup=20,
     )
     (row,) = found.summary()
     width = math.sqrt(mass @ slips**2 - (mass @ slips) ** 2)
     assert row.mean == pytest.approx(mass @ slips, abs=4 * width / math.sqrt(row.ess_bulk))
-    assert row.high - row.low == pytest.approx(3.29 * width, rel=0.3)
+    assert row.high - row.low == pytest.approx(3.29 * width, rel=0.4)
 
 
 def test_a_reward_for_every_state() -> None:
@@ -380,7 +382,7 @@ def test_a_reward_for_every_state() -> None:
     episodes = shown(build({"pay": torch.tensor([0.0, 1.0, 0.0, 0.0]).double()}), 0.5)
     prior = dist.Normal(torch.zeros(4).double(), 1.0).to_event(1)
     with pytest.warns(UserWarning, match="cannot be told apart|has no say"):
-        found = infer_reward(build, episodes, {"pay": prior}, 0.5, chains=2, draws=150, warmup=40)
+        found = infer_reward(build, episodes, {"pay": prior}, 0.5, chains=1, draws=150, warmup=30)
     rows = {row.name: row for row in found.summary()}
     assert list(rows) == [f"pay[{i}]" for i in range(4)]
     pays = column(found.posterior, "posterior", "pay")
@@ -561,6 +563,23 @@ def test_what_cannot_be_inferred(changed: dict[str, Any], error: type, message: 
     given = {"episodes": DONE, "parameters": {"prize": NORMAL}, "temperature": 0.4} | changed
     with pytest.raises(error, match=message):
         infer_reward(chain, **given)
+
+
+def test_steps_that_the_dynamics_never_make() -> None:
+    def build(parameters: dict[str, Tensor]) -> EnvironmentModel:
+        return Icy({"slip": parameters["slip"], "pay": number(0.6)})
+
+    episodes = [([0, 1, 0], [1, 1]), ([1, 0], [1])]  # the second does not start where one does
+    with pytest.raises(ValueError, match="episodes: episode 1 starts or moves as the model never"):
+        infer_reward(build, episodes, {"slip": dist.Beta(number(2.0), 5.0)}, 0.3, **QUICK)
+
+
+def test_a_temperature_alone() -> None:
+    episodes = shown(chain({"prize": number(0.8)}), 0.4)
+    found = infer_reward(lambda _: chain({"prize": number(0.8)}), episodes, {}, **QUICK)
+    (row,) = found.summary()
+    assert row.name == "temperature"
+    assert 0.2 < row.low < row.high < 0.8
 
 
 def masked(parameters: dict[str, Tensor]) -> EnvironmentModel:

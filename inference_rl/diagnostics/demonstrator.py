@@ -193,6 +193,12 @@ def infer_reward(
     model = ParametricModel(build, {n: v for n, v in prior_draws.items() if n != "temperature"})
     _check_possible(model.fixed, done)
     density = RewardDensity(RewardLikelihood(model, done), priors, known, prior_draws)
+    if not (scores := density.of_episodes(density.draws[0])).min() > -math.inf:
+        raise ValueError(
+            f"episodes: episode {int(scores.argmin())} starts or moves as the model never does, "
+            "whose dynamics depend on the parameters; let build give every step that was seen a "
+            "probability"
+        )
     density.check(density.draws[0])
     for acceptance in ACCEPTANCE:
         z, diverging = _sampled(density, chains, draws, warmup, acceptance, seed)

@@ -9,9 +9,9 @@
    were chosen, αx is that less how often the policy would choose them, were it put where the
    choices were made: the matching of features of Ziebart et al. (2010).
 
-The same is `behaviour.log_policy`, certified and differentiable in everything, but ten times
-slower on small models. A test holds the one to the other, value and gradient; it is asked where
-Newton does not settle, and says why there is no value if there is none.
+The same is `behaviour.log_policy`, certified and differentiable in everything, but an order of
+magnitude slower on small models. A test holds the one to the other, value and gradient; it is asked
+where Newton does not settle, and says why there is no value if there is none.
 
 Ziebart, Bagnell and Dey (2010), "Modeling interaction via the principle of maximum causal entropy",
 ICML.

@@ -55,7 +55,7 @@ class ParametricModel:
 
     def __init__(self, build: Build, examples: Parameters) -> None:
         self.build = build
-        first, second = (self._tabulated(_tracked(_example(examples, i))) for i in range(2))
+        first, second = (self.tables(_tracked(_example(examples, i))) for i in range(2))
         for name, one, other in (
             ("states and actions", first.log_prior.shape, second.log_prior.shape),
             ("terminal states", first.is_terminal.tolist(), second.is_terminal.tolist()),
@@ -85,9 +85,12 @@ class ParametricModel:
     def _fitted(self, examples: Parameters) -> tuple[Tensor, Tensor] | None:
         """base (S, A) and matrix (S·A, p) of r̄, or None if it is not affine in θ."""
         size = sum(values[0].numel() for values in examples.values())
+        needed = size + 1 + EXTRA
         if size == 0 or size * self.fixed.log_prior.numel() > LARGEST_MAP:
             return None
-        some = [_example(examples, i) for i in range(size + 1 + EXTRA)]
+        if needed > len(next(iter(examples.values()))):
+            return None
+        some = [_example(examples, i) for i in range(needed)]
         design = torch.stack([torch.cat([torch.ones(1).double(), _flat(p)]) for p in some])
         with torch.no_grad():
             rewards = torch.stack([self.expected_reward(p, anew=True).flatten() for p in some])
@@ -114,15 +117,6 @@ class ParametricModel:
                     return False
         return True
 
-    def tables(self, parameters: Parameters) -> FiniteModel:
-        """The model at `parameters`.
-
-        :raises ValueError: there is none, named with the parameters.
-        """
-        if not self.only_rewards:
-            return self._tabulated(parameters)
-        return self.fixed.replace(rewards=self._rewards(parameters))
-
     def expected_reward(self, parameters: Parameters, *, anew: bool = False) -> Tensor:
         """r̄(s, a) at `parameters`, where nothing else depends on them: (S, A), reward units.
 
@@ -144,7 +138,11 @@ class ParametricModel:
                 raise no_model(parameters, error) from error
         return found.double()
 
-    def _tabulated(self, parameters: Parameters) -> FiniteModel:
+    def tables(self, parameters: Parameters) -> FiniteModel:
+        """The model at `parameters`, made anew.
+
+        :raises TypeError: it is not finite. :raises ValueError: there is none.
+        """
         with default_float64():
             try:
                 model = self.build(dict(parameters))
