@@ -553,6 +553,7 @@ DONE = [([1, 2, 1], [1, 0])]
         ({"parameters": {"prize": dist.Poisson(1.0)}}, TypeError, "over continuous values"),
         ({"parameters": {"action": NORMAL}}, ValueError, "'action' is the program's own"),
         ({"parameters": {}}, ValueError, "expected something to infer, got none"),
+        ({"parameters": {"prize": dist.Delta(number(1.0))}}, ValueError, "priors of some width"),
         ({"temperature": 0.0}, ValueError, "temperature: expected a finite number > 0"),
         ({"temperature": NORMAL}, ValueError, "temperature: expected a prior over one number > 0"),
         ({"chains": 0}, ValueError, "chains: expected at least 1, got 0"),
@@ -572,6 +573,15 @@ def test_steps_that_the_dynamics_never_make() -> None:
     episodes = [([0, 1, 0], [1, 1]), ([1, 0], [1])]  # the second does not start where one does
     with pytest.raises(ValueError, match="episodes: episode 1 starts or moves as the model never"):
         infer_reward(build, episodes, {"slip": dist.Beta(number(2.0), 5.0)}, 0.3, **QUICK)
+
+
+def test_tails_of_a_prior_are_no_trouble() -> None:
+    """A Cauchy distribution has draws a thousand widths away."""
+    episodes = shown(chain({"prize": number(0.8)}), 0.4)
+    prior = {"prize": dist.Cauchy(number(0.0), 1.0)}
+    found = infer_reward(chain, episodes, prior, 0.4, **QUICK)
+    (row,) = found.summary()
+    assert 0.2 < row.low < row.high < 2.0
 
 
 def test_a_temperature_alone() -> None:

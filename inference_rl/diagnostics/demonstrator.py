@@ -48,7 +48,7 @@ from inference_rl.diagnostics.behaviour import (
 )
 from inference_rl.diagnostics.identification import not_identified
 from inference_rl.diagnostics.page import Array
-from inference_rl.diagnostics.reward_density import PRIOR_DRAWS, RewardDensity
+from inference_rl.diagnostics.reward_density import NEAR, PRIOR_DRAWS, RewardDensity
 from inference_rl.diagnostics.reward_likelihood import Build, ParametricModel, RewardLikelihood
 from inference_rl.diagnostics.samples import column
 from inference_rl.finite import FiniteModel
@@ -60,9 +60,6 @@ if TYPE_CHECKING:
 TEMPERATURE = (-1.0, 1.0)
 """Mean and width of log α unless a prior is given: α within 0.07 and 1.9 with probability 0.9, for
 rewards of about one."""
-
-WITHIN = 20.0
-"""Widths of the prior within which the mode is looked for."""
 
 ACCEPTANCE = (0.8, 0.95)
 """Of proposals: what steps are made for, and if some of them diverged, made shorter for."""
@@ -224,7 +221,7 @@ def _sampled(
     whitened, found = _Whitened(density), []
     for chain in range(chains):
         with torch_seeded(derived(seed, f"chain {chain}")):
-            start = density.draws[chain % PRIOR_DRAWS]
+            start = density.draws[chain % len(density.draws)]
             found.append(whitened.sample(start, draws, warmup, acceptance))
     return torch.stack([z for z, _ in found]), np.array([lost for _, lost in found])
 
@@ -296,7 +293,7 @@ class _Whitened:
             np.zeros(density.size),
             jac=True,
             method="L-BFGS-B",
-            bounds=[(-WITHIN, WITHIN)] * density.size,
+            bounds=[(-NEAR, NEAR)] * density.size,
         )
         self.mode = torch.from_numpy(found.x)
         # The prior has about unit variance, so that this is the precision of the posterior there.

@@ -36,6 +36,9 @@ QUARTILES_APART = 1.349
 FAR = 100.0
 """Widths of the prior beyond which its density is taken for zero; numbers overflow there."""
 
+NEAR = 20.0
+"""Widths of the prior within which chains start, and the mode is looked for, whatever its tails."""
+
 STEP = 1e-4
 """Of central differences, in widths of the prior."""
 
@@ -56,9 +59,10 @@ def demonstration(
         name: pyro.sample(name, prior.to_event(len(prior.batch_shape)))
         for name, prior in priors.items()
     }
-    known = torch.tensor(temperature or 1.0, dtype=torch.float64)
-    known = drawn.pop("temperature", known)
-    tables = likelihood.tables(drawn, known)
+    alpha = drawn.pop("temperature", None)
+    if alpha is None:
+        alpha = torch.tensor(temperature, dtype=torch.float64)
+    tables = likelihood.tables(drawn, alpha)
     for kind, counts in likelihood.counts.items():
         with pyro.plate(f"{kind}_kinds", len(counts.row)), poutine.scale(scale=counts.total):
             seen = dist.Categorical(logits=tables[kind][counts.row])
@@ -70,6 +74,8 @@ class RewardDensity:
 
     :param priors: as for `demonstration`. :param temperature: α, if it is known.
     :param draws: of the priors, by name, (D, ...), float64.
+    :ivar draws: of these the coordinates, (D, d), but for what is far out.
+    :raises ValueError: a prior without width.
     """
 
     def __init__(
@@ -92,7 +98,13 @@ class RewardDensity:
             torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=0
         )
         self.width = (high - low) / QUARTILES_APART
-        self.draws = (flat - self.median) / self.width
+        if not bool((self.width > 0).all()):
+            raise ValueError(
+                "parameters: expected priors of some width, got one with half of its mass on one "
+                "value; what is known is fixed in build"
+            )
+        coordinates = (flat - self.median) / self.width
+        self.draws = coordinates[(coordinates.abs() < NEAR).all(-1)]
         self._log_width = self.width.log().sum()
 
     @property
