@@ -86,9 +86,6 @@ def test_what_is_not_there(collected: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_observations_that_are_no_states() -> None:
-    minari = pytest.importorskip("minari")
-    assert minari is not None
-
     class Boxes:
         observation_space = gymnasium.spaces.Box(-1, 1, (2,))
         action_space = gymnasium.spaces.Discrete(2)
