@@ -58,7 +58,7 @@ def tabulate(
     if isinstance(model, FiniteModel):
         finite = model
     else:
-        with _default_float64(), checked_categoricals():
+        with default_float64(), checked_categoricals():
             finite = _Tabulation(model).run(progress).described_like(model)
     if prior is None:
         return finite
@@ -252,7 +252,7 @@ def _tabulate_prior(prior: ActionPrior, ended: Tensor, actions: int) -> Tensor:
     check_table_size(prior, len(ended))
     where = prior_name(prior)
     rows = []
-    with _default_float64(), checked_categoricals():
+    with default_float64(), checked_categoricals():
         for chunk in live.split(max(1, CHUNK // actions)):
             chosen = checked_discrete(call(where, prior, chunk), chunk.shape, actions, where)
             rows.append(_log_table(chosen, actions, where))
@@ -296,7 +296,8 @@ def _merge_repeats(states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @contextlib.contextmanager
-def _default_float64() -> Iterator[None]:
+def default_float64() -> Iterator[None]:
+    """Within this context floats are float64 unless they say otherwise."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:

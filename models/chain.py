@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from gymnasium.spaces import Discrete
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -29,7 +27,7 @@ class Chain(EnvironmentModel):
       control and posterior agree.
 
     :param length: the place of the prize, at least 2; it is length − 1 steps away from the start.
-    :param bait, prize: reward units.
+    :param bait, prize: reward units; tensors keep their gradient.
     :param discount: in [0, 1], per step.
     """
 
@@ -37,12 +35,17 @@ class Chain(EnvironmentModel):
     action_labels = ("left", "right")
 
     def __init__(
-        self, *, length: int = 10, bait: float = 0.1, prize: float = 1.0, discount: float = 0.99
+        self,
+        *,
+        length: int = 10,
+        bait: float | Tensor = 0.1,
+        prize: float | Tensor = 1.0,
+        discount: float = 0.99,
     ) -> None:
         if not isinstance(length, int) or length < 2:
             raise ValueError(f"Chain: length must be an integer of at least 2, got {length}")
         for name, reward in (("bait", bait), ("prize", prize)):
-            if not math.isfinite(reward):
+            if not torch.isfinite(torch.as_tensor(reward)):
                 raise ValueError(f"Chain: {name} must be a finite number, got {reward}")
         if not 0 <= discount <= 1:
             raise ValueError(f"Chain: discount must be in [0, 1], got {discount}")

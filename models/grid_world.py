@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
@@ -68,7 +67,7 @@ class GridWorld(EnvironmentModel):
     :param slip: probability, in [0, 1], that a move goes to the side instead: half of it to each of
         the two perpendicular directions. FrozenLake's default ice is 2/3.
     :param goal_reward, hole_reward, cliff_reward, step_reward: what a step pays, by where it ends,
-        in reward units.
+        in reward units; tensors keep their gradient.
     :param discount: in [0, 1], per step.
     """
 
@@ -79,10 +78,10 @@ class GridWorld(EnvironmentModel):
         *,
         text: str = RUSSELL_NORVIG,
         slip: float = 0.2,
-        goal_reward: float = 1.0,
-        hole_reward: float = -1.0,
-        cliff_reward: float = -100.0,
-        step_reward: float = -0.04,
+        goal_reward: float | Tensor = 1.0,
+        hole_reward: float | Tensor = -1.0,
+        cliff_reward: float | Tensor = -100.0,
+        step_reward: float | Tensor = -0.04,
         discount: float = 0.99,
     ) -> None:
         rows, columns, cells = _read_map(text)
@@ -92,7 +91,7 @@ class GridWorld(EnvironmentModel):
             raise ValueError(f"GridWorld: discount must be in [0, 1], got {discount}")
         rewards = (goal_reward, hole_reward, cliff_reward, step_reward)
         for name, reward in zip(("goal", "hole", "cliff", "step"), rewards, strict=True):
-            if not math.isfinite(reward):
+            if not torch.isfinite(torch.as_tensor(reward)):
                 raise ValueError(f"GridWorld: {name}_reward must be a finite number, got {reward}")
         self.state_space, self.action_space = Discrete(rows * columns), Discrete(len(MOVES))
         self.discount = discount
@@ -103,7 +102,8 @@ class GridWorld(EnvironmentModel):
         self.starts = start.nonzero().squeeze(-1)
         # Walls are never entered; as terminal states they cost no solver any thought.
         self.ended = goal | hole | wall
-        self.pay = torch.full(codes.shape, step_reward, dtype=torch.float64)
+        self.pay = torch.empty(codes.shape, dtype=torch.float64)
+        self.pay[:] = step_reward
         self.pay[goal], self.pay[hole], self.pay[cliff] = goal_reward, hole_reward, cliff_reward
         self.neighbours = _neighbours(rows, columns, wall)
         self.neighbours[cliff] = self.neighbours[self.starts[0]].clone()

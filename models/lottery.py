@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from gymnasium.spaces import Discrete
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -30,8 +28,8 @@ class Lottery(EnvironmentModel):
     all went well: it supposes that the ticket won, and buys (Levine 2018, arXiv:1805.00909,
     section 3). The two agree again as α → ∞.
 
-    :param safe_reward: what action 0 pays for sure, in reward units.
-    :param prize: what a winning ticket pays, in reward units; a losing one pays nothing.
+    :param safe_reward: what action 0 pays for sure, in reward units; tensors keep their gradient.
+    :param prize: what a winning ticket pays, in reward units, likewise; a losing one pays nothing.
     :param win_probability: in [0, 1].
     """
 
@@ -41,10 +39,14 @@ class Lottery(EnvironmentModel):
     action_labels = ("safe", "ticket")
 
     def __init__(
-        self, *, safe_reward: float = 0.5, prize: float = 3.0, win_probability: float = 0.1
+        self,
+        *,
+        safe_reward: float | Tensor = 0.5,
+        prize: float | Tensor = 3.0,
+        win_probability: float = 0.1,
     ) -> None:
         for name, reward in (("safe_reward", safe_reward), ("prize", prize)):
-            if not math.isfinite(reward):
+            if not torch.isfinite(torch.as_tensor(reward)):
                 raise ValueError(f"Lottery: {name} must be a finite number, got {reward}")
         if not 0 <= win_probability <= 1:
             raise ValueError(f"Lottery: win_probability must be in [0, 1], got {win_probability}")
@@ -60,7 +62,7 @@ class Lottery(EnvironmentModel):
         return SparseCategorical(outcomes[action], probs)
 
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        return torch.tensor([0.0, self.safe_reward, 0.0, self.prize])[next_state]
+        return (next_state == SAFE) * self.safe_reward + (next_state == WON) * self.prize
 
     def terminal(self, state: Tensor) -> Tensor:
         return state != UNDECIDED

@@ -23,29 +23,30 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from scipy.interpolate import CubicSpline
-from torch import Tensor
 
 from inference_rl.diagnostics.arviz_versions import arviz, as_arviz, is_old
+from inference_rl.diagnostics.behaviour import (
+    Episode,
+    check_episodes,
+    episodes_of,
+    first_forbidden,
+    log_likelihood,
+    log_policy,
+    remembering,
+)
 from inference_rl.diagnostics.page import Array
 from inference_rl.diagnostics.pareto import (
     NEARLY_CONSTANT,
     SAME,
     effective_sample_size,
 )
-from inference_rl.diagnostics.samples import column
 from inference_rl.environment import EnvironmentModel, WithPreviousAction
-from inference_rl.finite import FiniteModel
-from inference_rl.finite_messages import control_messages
 from inference_rl.priors import ActionPrior
 from inference_rl.tabulation import tabulate
 
 if TYPE_CHECKING:
     import xarray
-
-Episode = tuple[Any, Any]
-"""States (T + 1,), or (T,) without the last, and actions (T,)."""
 
 NODES = 65
 """Temperatures at which the likelihood is computed; between them its logarithm is interpolated."""
@@ -83,7 +84,7 @@ class PriorScore:
 
 def compare_priors(
     model: EnvironmentModel,
-    episodes: xarray.DataTree | Sequence[Episode],
+    episodes: xarray.DataTree | Sequence[Episode | tuple[Any, Any]],
     priors: Mapping[str, ActionPrior],
     temperature: float | tuple[float, float],
     *,
@@ -104,7 +105,7 @@ def compare_priors(
     if not priors:
         raise ValueError("priors: expected at least one, by name, got none")
     low, high = _limits(temperature)
-    done = _episodes(episodes)
+    done = episodes_of(episodes)
     if len(done) < 2:
         raise ValueError(
             "episodes: expected at least two in which something is done, to tell how they vary, "
@@ -112,7 +113,7 @@ def compare_priors(
         )
     nodes = np.geomspace(low, high, NODES) if low < high else np.array([low])
     tables = {
-        name: _log_likelihood(model, prior, nodes, done, name) for name, prior in priors.items()
+        name: _log_likelihoods(model, prior, nodes, done, name) for name, prior in priors.items()
     }
     if low == high:
         return _ranked_without_fit(tables, low)
@@ -129,74 +130,31 @@ def _limits(temperature: float | tuple[float, float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _episodes(given: xarray.DataTree | Sequence[Episode]) -> list[tuple[Tensor, Tensor]]:
-    """States and actions, (T,) each, of the episodes in which something is done."""
-    if not isinstance(given, Sequence):
-        columns = [column(given, "posterior", name) for name in ("state", "action", "alive")]
-        state, action, alive = (c.reshape(-1, c.shape[-1]) for c in columns)
-        pairs = [
-            (s[:-1][lived], a[lived]) for s, a, lived in zip(state, action, alive, strict=True)
-        ]
-    else:
-        pairs = [(np.asarray(s)[: len(a)], np.asarray(a)) for s, a in given]
-    for i, (state, action) in enumerate(pairs):
-        if state.shape != action.shape or state.ndim != 1:
-            raise ValueError(
-                f"episodes: expected states (T + 1,) or (T,) and actions (T,), got "
-                f"{state.shape} and {action.shape} in episode {i}"
-            )
-    return [
-        (torch.from_numpy(s.astype(np.int64)), torch.from_numpy(a.astype(np.int64)))
-        for s, a in pairs
-        if len(a)
-    ]
-
-
-def _log_likelihood(
+def _log_likelihoods(
     model: EnvironmentModel,
     prior: ActionPrior,
     temperatures: Array,
-    episodes: list[tuple[Tensor, Tensor]],
+    episodes: list[Episode],
     name: str,
 ) -> Array:
     """log Π_t π_{ρ,α}(a_t | s_t) of every episode at every temperature, nats, (K, N)."""
     if getattr(prior, "needs_previous_action", False) and not model.remembers_action:
         model = WithPreviousAction(model)
-        episodes = [(_remembering(s, a, model), a) for s, a in episodes]
+        episodes = [remembering(episode, model) for episode in episodes]
     finite = tabulate(model, prior=prior)
-    forbidden = finite.log_prior == -math.inf
-    for i, (state, action) in enumerate(episodes):
-        if (at := forbidden[state, action]).any():
-            t = int(at.nonzero()[0])
-            raise ValueError(
-                f"priors: {name!r} has no mass on action {int(action[t])} in state "
-                f"{int(state[t])}, which was taken at step {t} of episode {i}, so that it explains "
-                "this behaviour not at all; leave it out, or give it a small probability"
-            )
+    check_episodes(finite, episodes)
+    if (found := first_forbidden(finite, episodes)) is not None:
+        i, t = found
+        raise ValueError(
+            f"priors: {name!r} has no mass on action {int(episodes[i].actions[t])} in state "
+            f"{int(episodes[i].states[t])}, which was taken at step {t} of episode {i}, so that it "
+            "explains this behaviour not at all; leave it out, or give it a small probability"
+        )
     rows = []
     for temperature in temperatures:
-        table = _log_policy(finite, float(temperature))
-        rows.append([_log_prob(table, state, action) for state, action in episodes])
+        table = log_policy(finite, float(temperature))
+        rows.append([log_likelihood(table, episode) for episode in episodes])
     return np.array(rows)
-
-
-def _remembering(state: Tensor, action: Tensor, model: WithPreviousAction) -> Tensor:
-    """The states of an episode as those of `model`."""
-    before = torch.cat([torch.tensor([model.actions]), action[:-1]])
-    return state * model.width + before
-
-
-def _log_policy(model: FiniteModel, temperature: float) -> Tensor:
-    """log π_{ρ,α}, (S, A) or (T, S, A), from the messages: small probabilities underflow."""
-    found = control_messages(model, temperature)
-    value = found.v if model.horizon is None else found.v[:-1]
-    return model.log_prior + (found.q - value.unsqueeze(-1)) / temperature
-
-
-def _log_prob(table: Tensor, state: Tensor, action: Tensor) -> float:
-    if table.dim() == 2:
-        return float(table[state, action].sum())
-    return float(table[torch.arange(len(action)), state, action].sum())
 
 
 def _ranked_without_fit(tables: dict[str, Array], temperature: float) -> list[PriorScore]:
