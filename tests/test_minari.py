@@ -27,6 +27,8 @@ LAKE = {"is_slippery": False, "max_episode_steps": 15}
 def collected(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A dataset of someone who acts by the exact policy, some of whose episodes are cut."""
     minari = pytest.importorskip("minari")
+    from minari.data_collector import EpisodeBuffer
+
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of metadata that nobody needs
         patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
@@ -34,17 +36,22 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Any:
         policy = np.exp(
             Tables(load_target("FrozenLake-v1", env_kwargs=LAKE)).log_policy(TEMPERATURE)
         )
-        lake = minari.DataCollector(gymnasium.make("FrozenLake-v1", **LAKE))
+        lake, buffers = gymnasium.make("FrozenLake-v1", **LAKE), []
         for episode in range(EPISODES):
-            state, over = lake.reset(seed=episode)[0], False
+            # In place of a DataCollector, which needs JAX to gather the same.
+            states, steps, over = [lake.reset(seed=episode)[0]], [], False
             while not over:
-                action = rng.choice(4, p=policy[state] / policy[state].sum())
-                state, _, terminated, truncated, _ = lake.step(int(action))
+                action = rng.choice(4, p=policy[states[-1]] / policy[states[-1]].sum())
+                state, reward, terminated, truncated, _ = lake.step(int(action))
+                states.append(state)
+                steps.append((int(action), float(reward), terminated, truncated))
                 over = terminated or truncated
-        dataset = lake.create_dataset(NAME)
-        yield dataset
-        lake.env.close()
-        lake._tmp_dir.cleanup()  # its own `close` deletes the folder behind the finalizer's back
+            columns = map(list, zip(*steps, strict=True))
+            names = ("actions", "rewards", "terminations", "truncations")
+            found = dict(zip(names, columns, strict=True))
+            buffers.append(EpisodeBuffer(episode, episode, None, states, **found))
+        lake.close()
+        yield minari.create_dataset_from_buffers(NAME, buffers, env="FrozenLake-v1")
 
 
 def test_episodes_come_back_whole(collected: Any) -> None:
