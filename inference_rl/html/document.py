@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
@@ -29,9 +30,42 @@ def page(title: str, *body: Child) -> str:
     return html(element("html", head, shown, lang="en"))
 
 
-def theme_switch() -> Element:
-    """The button that turns a page dark, or light again; at the top of its header."""
-    return element("button", "Dark", type="button", id="theme", aria_pressed="false")
+def header(title: str, lead: Sequence[Child], facts: Mapping[str, str], *notes: str) -> Element:
+    """The top of a page: its title, what it is about in a sentence or two, a table of facts.
+
+    The button turns the page dark, or light again.
+    """
+    return element(
+        "header",
+        element("button", "Dark", type="button", id="theme", aria_pressed="false"),
+        element("p", "Reinforcement learning as probabilistic inference", class_="over"),
+        element("h1", title),
+        element("p", *lead, class_="lead"),
+        element(
+            "dl",
+            *(
+                element("div", element("dt", name), element("dd", value))
+                for name, value in facts.items()
+            ),
+            class_="facts",
+        ),
+        *(element("p", note) for note in notes),
+    )
+
+
+def contents(*parts: Child) -> Element:
+    """The list of what is on a page, which can be folded."""
+    return element(
+        "nav",
+        element("details", element("summary", "Contents"), *parts, open=True),
+        aria_label="Contents",
+    )
+
+
+def entry(number: int, title: str, badge: Element, place: str) -> Element:
+    """One line of it: what has a number and a verdict, at the id `place`."""
+    parts = (element("span", f"{number}", class_="number"), element("span", title), badge)
+    return element("li", element("a", *parts, href=f"#{place}"))
 
 
 def _policy(style: str, script: str) -> str:

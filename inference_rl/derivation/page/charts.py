@@ -1,8 +1,8 @@
 """Small pictures as inline SVG: how a relation holds, and curves over temperature with a marker.
 
-Colours are classes of `page.css`. What moves with the slider has an attribute `data-frames`: for
-every attribute that changes ("text" for the text) its value at every temperature. `page.js` picks,
-and computes nothing.
+Colours are classes of `style.css`. What moves with the slider has an attribute `data-frames`: for
+every attribute that changes ("text" for the text) its value at every temperature. `script.js`
+picks, and computes nothing.
 """
 
 from __future__ import annotations

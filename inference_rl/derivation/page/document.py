@@ -9,7 +9,7 @@ from inference_rl.derivation.ladder import Derivation
 from inference_rl.derivation.page.step import badge, section
 from inference_rl.derivation.page.temperature import temperature_section
 from inference_rl.html.charts import number
-from inference_rl.html.document import page, theme_switch
+from inference_rl.html.document import contents, entry, header, page
 from inference_rl.html.markup import Child, element
 
 HOW_TO_READ = (
@@ -65,57 +65,25 @@ def _header(derivation: Derivation) -> Element:
         "action prior ρ": derivation.prior,
         "seed": str(derivation.seed),
     }
-    return element(
-        "header",
-        theme_switch(),
-        element("p", "Reinforcement learning as probabilistic inference", class_="over"),
-        element("h1", f"The derivation on {derivation.target}"),
-        element(
-            "p",
-            "From one decision to the algorithms, step by step. Every equation is computed on "
-            "this model in two ways, written apart, and beside it a ",
-            element("em", "broken twin"),
-            ": the same with one mistake in it, which has to be found. ",
-            element("strong", words),
-            class_="lead",
-        ),
-        element(
-            "dl",
-            *(
-                element("div", element("dt", name), element("dd", value))
-                for name, value in facts.items()
-            ),
-            class_="facts",
-        ),
-        *(element("p", note) for note in derivation.notes),
+    lead = (
+        "From one decision to the algorithms, step by step. Every equation is computed on "
+        "this model in two ways, written apart, and beside it a ",
+        element("em", "broken twin"),
+        ": the same with one mistake in it, which has to be found. ",
+        element("strong", words),
     )
+    return header(f"The derivation on {derivation.target}", lead, facts, *derivation.notes)
 
 
 def _contents(derivation: Derivation) -> Element:
     temperature = element("li", element("a", "What the temperature does", href="#temperature"))
     entries = [
-        element(
-            "li",
-            element(
-                "a",
-                element("span", f"{finding.number}", class_="number"),
-                element("span", finding.step.title),
-                badge(finding.verdict, word=False),
-                href=f"#{finding.step.id}",
-            ),
-        )
-        for finding in derivation.findings
+        entry(found.number, found.step.title, badge(found.verdict, word=False), found.step.id)
+        for found in derivation.findings
     ]
-    return element(
-        "nav",
-        element(
-            "details",
-            element("summary", "Contents"),
-            None if derivation.curves is None else element("ul", temperature),
-            element("ol", *entries),
-            open=True,
-        ),
-        aria_label="Contents",
+    return contents(
+        None if derivation.curves is None else element("ul", temperature),
+        element("ol", *entries),
     )
 
 

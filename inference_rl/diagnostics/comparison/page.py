@@ -15,7 +15,7 @@ from inference_rl.diagnostics.comparison.terminal import (
     shown_estimate,
 )
 from inference_rl.html.charts import number
-from inference_rl.html.document import page, theme_switch
+from inference_rl.html.document import contents, entry, header, page
 from inference_rl.html.markup import element
 
 MARKS = {
@@ -73,50 +73,22 @@ def _header(comparison: Comparison) -> Element:
         "seeds, steps each": f"{comparison.seeds}, {comparison.total_steps:,}",
         "seed": str(comparison.seed),
     }
-    return element(
-        "header",
-        theme_switch(),
-        element("p", "Reinforcement learning as probabilistic inference", class_="over"),
-        element("h1", f"Regular RL beside MaxEnt RL on {comparison.target}"),
-        element(
-            "p",
-            "What is said of maximum entropy reinforcement learning, measured on this model. ",
-            element("strong", f"Verdicts on {len(comparison.claims)} claims: {counts}."),
-            class_="lead",
-        ),
-        element(
-            "dl",
-            *(
-                element("div", element("dt", name), element("dd", value))
-                for name, value in facts.items()
-            ),
-            class_="facts",
-        ),
+    lead = (
+        "What is said of maximum entropy reinforcement learning, measured on this model. ",
+        element("strong", f"Verdicts on {len(comparison.claims)} claims: {counts}."),
     )
+    return header(f"Regular RL beside MaxEnt RL on {comparison.target}", lead, facts)
 
 
 def _contents(comparison: Comparison) -> Element:
     entries = [
-        element(
-            "li",
-            element(
-                "a",
-                element("span", str(i), class_="number"),
-                element("span", claim.title),
-                _badge(claim.verdict, word=False),
-                href=f"#{claim.id}",
-            ),
-        )
+        entry(i, claim.title, _badge(claim.verdict, word=False), claim.id)
         for i, claim in enumerate(comparison.claims, start=1)
     ]
     if comparison.guides is not None:
         link = element("a", element("span", ""), element("span", "As guides"), href="#guides")
         entries.append(element("li", link))
-    return element(
-        "nav",
-        element("details", element("summary", "Contents"), element("ol", *entries), open=True),
-        aria_label="Contents",
-    )
+    return contents(element("ol", *entries))
 
 
 def _badge(verdict: str, *, word: bool = True) -> Element:
