@@ -17,7 +17,7 @@ from inference_rl.diagnostics.demonstrator import infer_reward
 NAMES = ("hole", "cliff", "temperature")
 DEMONSTRATORS, EPISODES, STEPS = 100, 50, 30
 THINNED = 10
-"""Of 1000 draws, so that ranks are those of draws that are about independent."""
+"""Of 2000 draws, so that ranks are those of draws that are about independent."""
 
 
 @pytest.mark.slow
@@ -52,9 +52,6 @@ def test_intervals_cover_and_ranks_are_uniform() -> None:
                 shown,
                 {name: priors[name] for name in rewards},
                 priors["temperature"],
-                chains=2,
-                draws=500,
-                warmup=100,
                 seed=i,
             )
         diverged += found.divergences
@@ -75,6 +72,5 @@ def test_intervals_cover_and_ranks_are_uniform() -> None:
     print(f"{diverged} divergent draws; {seconds:.1f} s a posterior")
     assert (np.abs(covered.mean(0) - 0.9) <= 0.07).all()
     assert min(uniform) > 0.001
-    # Of two chains of 500 draws R-hat itself has an error of some 0.005.
-    assert mixed >= 85
+    assert mixed >= 95
     assert rhats.max() < 1.05
