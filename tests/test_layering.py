@@ -66,6 +66,7 @@ LAYERS = [
         "models",
     },
     {"learning"},
+    {"scale_out"},
     {"inference"},
     {"derivation", "diagnostics", "testing"},
     {"report"},
@@ -136,3 +137,12 @@ def test_plotting_is_imported_in_diagnostics_only_and_lazily(path: Path) -> None
         assert not {n.split(".")[0] for n in imports(tree)} & heavy
     top = ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
     assert not {n.split(".")[0] for n in imports(top)} & heavy
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_ray_is_imported_where_scale_out_lives_only_and_lazily(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    if layer_of(path) != "scale_out":
+        assert "ray" not in {n.split(".")[0] for n in imports(tree)}
+    top = ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+    assert "ray" not in {n.split(".")[0] for n in imports(top)}
