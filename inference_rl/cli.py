@@ -116,7 +116,8 @@ class Collecting:
     ray_address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
     """Of the cluster. Default: one of this machine alone."""
     patience: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
-    """What a step of the environments of a worker may take, before it is replaced. Default: 300."""
+    """What a step of the environments may take, before a worker is replaced, or the run stops.
+    Default: 300."""
     ahead: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(name="async")] = False
     """Let workers collect the next round while this process learns from the last one."""
 
@@ -125,12 +126,12 @@ class Collecting:
         from inference_rl.scale_out import Workers
 
         if self.workers is None:
-            for name in ("num_workers", "ray_address", "patience"):
+            for name in ("num_workers", "ray_address"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"--{name.replace('_', '-')} was given without --workers")
             if self.ahead:
                 raise ValueError("--async was given without --workers: somebody must collect")
-            return None
+            return None if self.patience is None else Workers(0, patience=self.patience)
         given: dict[str, Any] = {"ahead": self.ahead}
         if self.patience is not None:
             given["patience"] = self.patience

@@ -6,6 +6,7 @@ import contextlib
 import json
 import pickle
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -160,8 +161,10 @@ def test_a_worker_that_is_lost_again_and_again_stops_the_run() -> None:
 
 
 def test_all_that_is_wrong_with_workers_is_told() -> None:
-    with pytest.raises(ValueError, match="workers: expected at least 1, got 0"):
-        Workers(0)
+    with pytest.raises(ValueError, match="workers: expected 0 or more, got -1"):
+        Workers(-1)
+    with pytest.raises(ValueError, match="workers: expected at least 1, to collect on Ray or"):
+        Workers(0, ahead=True)
     with pytest.raises(ValueError, match="'processes' or 'ray', got 'mars'"):
         Workers(1, on="mars")
     with pytest.raises(ValueError, match="address: expected none for processes"):
@@ -204,7 +207,7 @@ def test_policies_take_no_model_along() -> None:
         ("CartPole-v1", "policy-gradient", {"steps_per_round": 0}),
         ("CartPole-v1", "pcl", {}),
         ("CartPole-v1", "reps", {}),
-        ("tree", "reps", {"kind": "episodic", "covariance": "diagonal", "environments": 12}),
+        ("tree", "reps", {"kind": "episodic", "covariance": "diagonal", "total_steps": 60}),
         ("CartPole-v1", "sac", {"hidden": (8,)}),
         ("Pendulum-v1", "sac", {"hidden": (8,)}),
         ("multigoal", "sac", {"hidden": (8,)}),
@@ -216,12 +219,11 @@ def test_routines_learn_the_same_whoever_collects(
     monkeypatch.setattr(collecting, "LocalWorker", Inline)
     settings = routine_class(routine)(**SMALL[routine] | {"evaluation_episodes": 0} | more)
     expected = infer(load_target(target), settings, seed=1)
-    for count in (2, 5):
-        found = infer(load_target(target), settings, seed=1, workers=count)
-        assert found.metrics == expected.metrics
-        left, right = found.policy.state_dict(), expected.policy.state_dict()
-        assert left.keys() == right.keys()
-        assert all(torch.equal(left[name], right[name]) for name in left)
+    found = infer(load_target(target), settings, seed=1, workers=3)
+    assert found.metrics == expected.metrics
+    left, right = found.policy.state_dict(), expected.policy.state_dict()
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
 
 
 # Round by round ahead of the learner.
@@ -344,6 +346,15 @@ def test_a_process_that_dies_or_hangs_once_changes_nothing(own, how: str, tmp_pa
     assert (tmp_path / "happened").exists()
     assert two.replaced == 1
     assert_same(expected, data)
+
+
+def test_without_workers_an_environment_that_hangs_stops_the_run(own, tmp_path: Path) -> None:
+    settings = routine_class("policy-gradient")(**SMALL["policy-gradient"])
+    start = time.monotonic()
+    with pytest.raises(EnvironmentFault, match=r"slot \d+ .*raised TimeoutError: it was not thr"):
+        infer(own("hang"), settings, workers=Workers(0, patience=1.0))
+    assert time.monotonic() - start < 60
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
 
 
 def test_what_an_environment_raises_in_a_process_comes_back(own) -> None:

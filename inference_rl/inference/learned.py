@@ -470,13 +470,17 @@ def _collector(
     """What collects for a run: environments of this process, or workers."""
     from inference_rl.evaluation import episode_limit
     from inference_rl.learning.collection import Collector
+    from inference_rl.learning.patience import Limit
+    from inference_rl.scale_out import Workers
     from inference_rl.scale_out.collector import divided
     from inference_rl.simulate import environments
 
     size, limit = settings.environments, episode_limit(model)
-    if workers is None:
-        with contextlib.closing(environments(model, size, limit)) as batch:
-            yield Collector(batch, seed)
+    workers = Workers(0) if workers is None else workers
+    if workers.count == 0:
+        patience = Limit(workers.patience).kept()
+        with contextlib.closing(environments(model, size, limit)) as batch, patience as watch:
+            yield Collector(batch, seed, limit=watch)
         return
     if workers.ahead and not hasattr(settings, "updates_per_step"):
         raise ValueError(

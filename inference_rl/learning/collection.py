@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference_rl.learning.patience import Limit
 from inference_rl.learning.whereabouts import Episode, Whereabouts
 from inference_rl.policies import Policy
 from inference_rl.randomness import ACTIONS, Ahead, derived, draw, episode_seeds
@@ -117,11 +118,18 @@ class Collector:
     :param share: which part of a larger batch the slots are. The policy is asked about the whole
         batch even so, in which others stand in for whoever is elsewhere: the last bit of a matrix
         product depends on its size.
+    :param limit: to the time of a step.
     :ivar at: where every slot is.
     :ivar moves: how often the environments were stepped or reset, for whoever watches.
     """
 
-    def __init__(self, environments: Environments, seed: int, share: Share | None = None) -> None:
+    def __init__(
+        self,
+        environments: Environments,
+        seed: int,
+        share: Share | None = None,
+        limit: Limit | None = None,
+    ) -> None:
         self.environments, size = environments, environments.size
         self._share = Share(0, size, size) if share is None else share
         self._environment_seeds = _EpisodeSeeds(derived(seed, "environment"))
@@ -130,6 +138,7 @@ class Collector:
         self._seeds = self._policy_seeds.of(self.at.episode)
         self._ahead = Ahead(self._share.of)
         self._ones = torch.ones(size, dtype=torch.bool)
+        self._limit = limit
         self.moves = 0
 
     @property
@@ -146,8 +155,14 @@ class Collector:
 
         :raises ValueError: all episodes end where they start.
         """
+        self.at.mark()
+        with self._limited():
+            rows = self._steps(policy, steps)
+        self.at.sort()
+        return shown(_stacked(rows))
+
+    def _steps(self, policy: Policy, steps: int) -> list[dict[str, Tensor]]:
         at, every = self.at, np.arange(self.environments.size)
-        at.mark()
         if at.state is None:
             at.state = self._begin_to_act(every)
         rows = []
@@ -160,8 +175,13 @@ class Collector:
                 self._finish(over)
                 at.state = at.state.clone()
                 at.state[torch.from_numpy(over)] = self._begin_to_act(over)
-        at.sort()
-        return shown(_stacked(rows))
+        return rows
+
+    def _limited(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._limit is None else self._limit.on(self._moved)
+
+    def _moved(self) -> int:
+        return self.moves
 
     def collect_episodes(self, policy: Policy) -> Segment:
         """One whole episode in every slot; T is the length of the longest, at least 1.
@@ -173,7 +193,8 @@ class Collector:
         """
         self.at.mark()
         for _ in range(STARTS):
-            start, data = self.play(policy)
+            with self._limited():
+                start, data = self.play(policy)
             if data is not None:
                 self.at.sort()
                 data.state[0] = start  # of those too that go no further
