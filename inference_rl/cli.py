@@ -247,7 +247,11 @@ def _finish(
     progress("saving")
     draw_policy(result, out / "policy.png")
     result.save(out)
-    report = result.summary() | {"out": str(out), "evaluation": evaluation}
+    report = result.summary() | {
+        "out": str(out),
+        "evaluation": evaluation,
+        "workers_replaced": result.workers_replaced,
+    }
     if not quiet:
         print_inference(result, report)
     return report

@@ -477,25 +477,58 @@ def test_a_run_is_the_same_whoever_is_killed(
 # Ray.
 
 
+ON_RAY = ["--workers", "ray", "--num-workers", "3"]
+LONG = ["Pendulum-v1", "reps", "--total-steps=9000", "--environments=5", "--evaluate-every=1000"]
+LONG += ["--evaluation-episodes=0", "--save-every=1000"]
+
+
+def wait_for_metrics(directory: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    path = directory / "metrics.jsonl"
+    while not (path.exists() and path.stat().st_size):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_nodes_of_a_cluster_may_die(tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    words = ["Pendulum-v1", "reps", *options("reps")]
-    finished(run(tmp_path, "alone", *words))
+    finished(run(tmp_path, "alone", *LONG))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         cluster.wait_for_nodes()
-        process = run(
-            tmp_path, "run", *words, "--workers", "ray", "--num-workers", 3,
-            "--ray-address", cluster.address,
-        )  # fmt: skip
-        time.sleep(20)
+        process = run(tmp_path, "run", *LONG, *ON_RAY, "--ray-address", cluster.address)
+        wait_for_metrics(tmp_path / "run", process)
         cluster.remove_node(nodes[0], allow_graceful=False)
-        finished(process)
+        report = finished(process)
+        words = [*LONG, "--workers", "ray", "--num-workers", 4, "--ray-address", cluster.address]
+        small = run(tmp_path, "small", *words)
+        _, err = small.communicate(timeout=120)
+        assert small.returncode == 2
+        assert "a processor for each of 4, got one with 3" in err
     finally:
         cluster.shutdown()
-        ray.shutdown()
+    assert report["workers_replaced"] >= 1
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_nothing_of_ray_is_left_when_the_command_is_killed(tmp_path: Path) -> None:
+    finished(run(tmp_path, "alone", *LONG))
+    shared = set(Path("/dev/shm").iterdir())
+    process = run(tmp_path, "run", *LONG, *ON_RAY)
+    wait_for_metrics(tmp_path / "run", process)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert any("raylet" in " ".join(child.cmdline()) for child in started)
+    process.kill()
+    process.communicate()
+    # Ray's own agents look for the end of their cluster now and then.
+    _, alive = psutil.wait_procs(started, timeout=240)
+    assert not alive, [child.cmdline() for child in alive]
+    assert set(Path("/dev/shm").iterdir()) <= shared
+    command = [COMMAND, "infer", "--resume", tmp_path / "run", "--workers", "2", "--json"]
+    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "alone")

@@ -221,6 +221,8 @@ class InferenceResult:
     :ivar prior_source: gives the prior that a learned policy was inferred under; None where nobody
         knows it any more.
     :ivar details: what this routine alone reports.
+    :ivar workers_replaced: of those that collected, how many were lost; not saved, because it
+        changed nothing.
     """
 
     source: EnvironmentModel | Callable[[], EnvironmentModel]
@@ -241,6 +243,7 @@ class InferenceResult:
     metrics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     prior_source: Callable[[], ActionPrior] | None = None
     details: Any = None
+    workers_replaced: int = 0
 
     @functools.cached_property
     def model(self) -> EnvironmentModel:

@@ -457,6 +457,7 @@ def run(
         seed=seed,
         metrics=metrics,
         prior_source=lambda: rho,
+        workers_replaced=getattr(collector, "replaced", 0),
     )
     if hasattr(settings, "value"):  # of those that learn q alone
         result.v = settings.value(result)

@@ -49,7 +49,7 @@ def divided(
     with contextlib.ExitStack() as stack:
         start: Callable[[str], Worker] = LocalWorker
         if workers.on == "ray":
-            stack.enter_context(on_ray.connected(workers.address))
+            stack.enter_context(on_ray.connected(workers.address, workers.count))
             start = on_ray.RayWorker
         collector = DividedCollector(
             model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,11 +11,12 @@ from inference_rl.scale_out.workers import Worker, WorkerLost
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None, count: int) -> Iterator[None]:
     """Within this context Ray is there; a cluster that was not there before is gone afterwards.
 
     :param address: of a cluster, as `ray.init` takes it; None for one on this machine alone.
-    :raises ValueError: Ray is not installed, or there is no such cluster.
+    :param count: of workers that there must be room for.
+    :raises ValueError: Ray is not installed, there is no such cluster, or it is too small.
     """
     try:
         import ray
@@ -24,22 +26,36 @@ def connected(address: str | None) -> Iterator[None]:
             "processes on this machine"
         ) from error
     if ray.is_initialized():
+        _check_room(count)
         yield
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    given: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
-        quiet["include_dashboard"] = False
+        given |= {"include_dashboard": False, "num_cpus": max(count, os.cpu_count() or 1)}
     try:
-        ray.init(address=address or "local", **quiet)
+        ray.init(address=address or "local", **given)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise ValueError(
             f"ray_address: expected the address of a Ray cluster, got {address!r}: "
             f"{str(error).strip().splitlines()[0]}"
         ) from error
     try:
+        _check_room(count)
         yield
     finally:
         ray.shutdown()
+
+
+def _check_room(count: int) -> None:
+    """:raises ValueError: the cluster is too small for `count` workers."""
+    import ray
+
+    processors = int(ray.cluster_resources().get("CPU", 0))
+    if processors < count:
+        raise ValueError(
+            f"workers: expected a cluster with a processor for each of {count}, got one with "
+            f"{processors}; ask for fewer, or add nodes to it"
+        )
 
 
 class RayWorker(Worker):
