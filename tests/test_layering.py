@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {
         "runs",
+        "search_spaces",
         "html",
         "distributions",
         "truncated_normal",
