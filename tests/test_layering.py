@@ -68,6 +68,7 @@ LAYERS = [
     },
     {"learning"},
     {"inference"},
+    {"sweeping"},
     {"derivation", "diagnostics", "testing"},
     {"report"},
     {"cli"},
