@@ -138,3 +138,9 @@ def test_plotting_is_imported_in_diagnostics_only_and_lazily(path: Path) -> None
         assert not {n.split(".")[0] for n in imports(tree)} & heavy
     top = ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
     assert not {n.split(".")[0] for n in imports(top)} & heavy
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_optimiser_of_sweeps_is_imported_by_sweeps_only(path: Path) -> None:
+    if layer_of(path) != "sweeping":
+        assert "optuna" not in {n.split(".")[0] for n in imports(ast.parse(path.read_text()))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import hashlib
 import json
 import os
@@ -27,11 +28,13 @@ from gymnasium.spaces import Discrete
 
 from inference_rl import EnvironmentModel, PolicyGradient, load_target
 from inference_rl.cli import main
+from inference_rl.diagnostics.sweep_pictures import sweep_figure
 from inference_rl.learning.loop import Interrupted
 from inference_rl.search_spaces import Choice, LogUniform
 from inference_rl.sweeping import plan as plans
 from inference_rl.sweeping import resume, sweep
 from inference_rl.sweeping import trial as trials
+from inference_rl.sweeping.results import SweepResult, TrialResult
 from inference_rl.sweeping.statistics import bootstrap_interval, interquartile_mean
 from inference_rl.sweeping.study import ByNumber, attached, open_study
 
@@ -369,6 +372,43 @@ def test_trials_are_ended_by_the_median_of_their_evaluations() -> None:
         if mine.state == "complete":
             assert mine.score == whole.score
             complete.append(mine)
+
+
+@pytest.mark.pictures
+def test_the_picture_shows_scores_by_trial_and_by_setting() -> None:
+    def trial(number: int, rate: float, score: float | None, **more: Any) -> TrialResult:
+        settings = {"learning_rate": rate, "hidden": (4,) if number % 2 else (8, 8)}
+        return TrialResult(
+            number, "pruned" if score is None else "complete", settings, score, **more
+        )
+
+    shown = (
+        trial(0, 0.01, 1.0, interval=(0.5, 1.5)),
+        trial(1, 0.1, 3.0, interval=(2.0, 4.0)),
+        trial(2, 0.3, None),
+        trial(3, 0.2, 2.0),
+    )
+    plan = small(trials=1).plan
+    plan = dataclasses.replace(
+        plan, search={"learning_rate": "0.001:1.0:log", "hidden": "4,8x8"}, trials=4
+    )
+    figure = sweep_figure(SweepResult(plan, Path("sweep"), shown))
+    by_trial, by_rate, by_width = figure.axes[:3]
+    steps = next(line for line in by_trial.lines if line.get_label() == "best so far")
+    assert [list(data) for data in steps.get_data()] == [[0, 1, 3], [1.0, 3.0, 3.0]]
+    for axes, places in ((by_trial, [0, 1, 3]), (by_rate, [0.01, 0.1, 0.2]), (by_width, [1, 0, 0])):
+        points = [line for line in axes.lines if line.get_marker() == "o"]
+        assert [float(line.get_xdata()[0]) for line in points] == places
+        assert [float(line.get_ydata()[0]) for line in points] == [1.0, 3.0, 2.0]
+        sizes = [line.get_markersize() for line in points]
+        assert sizes.index(max(sizes)) == 1  # the best one
+        assert len([line for line in axes.lines if line.get_marker() == "x"]) == 1
+    assert by_rate.get_xscale() == "log"
+    assert [label.get_text() for label in by_width.get_xticklabels()] == ["4", "8x8"]
+    heights = [
+        segment[:, 1].tolist() for bar in by_rate.collections for segment in bar.get_segments()
+    ]
+    assert heights == [[0.5, 1.5], [2.0, 4.0]]
 
 
 # ------------------------------------------------------------------ several at once

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inference_rl.diagnostics.page import COLOURS, DPI, FAINT, INK, MUTED, open_frame, plain_style
-from inference_rl.search_spaces import Choice, LogUniform, text_of
+from inference_rl.search_spaces import Choice, LogUniform, Uniform, text_of
 from inference_rl.sweeping.results import SweepResult, TrialResult
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def sweep_figure(result: SweepResult) -> Figure:
                 panel.set_xlim(-0.5, len(labels) - 0.5)
             else:
                 at = [float(trial.settings[name]) for trial in tried]
-                panel.set_xscale("log" if isinstance(space, LogUniform) else "linear")
+                _range(panel, space)
             _scores(panel, tried, at, result.best)
             panel.set_xlabel(name.replace("_", " "), size=9, color=INK)
         for panel in panels[1 + len(spaces) :]:
@@ -62,6 +62,23 @@ def sweep_figure(result: SweepResult) -> Figure:
         name = result.plan.setup["model"]
         figure.suptitle(f"{name}: {result.plan.setup['routine']}", color=INK, weight="bold")
     return figure
+
+
+def _range(axes: Axes, space: Uniform | LogUniform) -> None:
+    """Show all that was searched, with few and plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    if isinstance(space, Uniform):
+        margin = 0.04 * (space.high - space.low)
+        axes.set_xlim(space.low - margin, space.high + margin)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        return
+    margin = (space.high / space.low) ** 0.04
+    axes.set_xscale("log")
+    axes.set_xlim(space.low / margin, space.high * margin)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _history(axes: Axes, result: SweepResult) -> None:

@@ -25,6 +25,8 @@ from inference_rl.inference import setup
 from inference_rl.search_spaces import Space
 
 if TYPE_CHECKING:
+    from optuna.study import Study
+
     from inference_rl.environment import EnvironmentModel
     from inference_rl.priors import ActionPrior
     from inference_rl.sweeping.results import SweepResult
@@ -199,7 +201,7 @@ def _run(
                 for message in outcome.value or ():
                     warnings.warn(message, stacklevel=3)
                 if progress is not None:
-                    progress(_words(gathered(plan, task.directory, study)))
+                    progress(_words(study, plan.trials))
     except OptunaError as error:
         raise OSError(f"the storage of the sweep failed: {error}") from error
     result = gathered(plan, task.directory, study)
@@ -207,10 +209,11 @@ def _run(
     return result
 
 
-def _words(result: SweepResult) -> str:
-    ended = len(result.trials) - len(result.of("running"))
-    best = "" if result.best is None else f", best score {result.best.score:.4g}"
-    return f"{ended} of {result.plan.trials} trials{best}"
+def _words(study: Study, trials: int) -> str:
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    scores = [trial.value for trial in ended if trial.state.name == "COMPLETE"]
+    best = f", best score {max(scores):.4g}" if scores else ""
+    return f"{len(ended)} of {trials} trials{best}"
 
 
 def _check_numbers(**numbers: int) -> None:
