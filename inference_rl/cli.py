@@ -1,4 +1,4 @@
-"""The command `inference-rl`: infer, evaluate, check, derive, compare, list.
+"""The command `inference-rl`: infer, evaluate, check, derive, compare, sweep, list.
 
 Nothing here imports torch before a command runs, so that `--help` answers at once. Results go to
 stdout; progress, warnings and errors to stderr. Bad input is one sentence and exit code 2.
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
     from inference_rl.scale_out import Workers
+    from inference_rl.sweeping.results import SweepResult
 
 PATIENCE = 2.0
 """Seconds before progress is shown."""
@@ -181,7 +182,7 @@ class Infer:
         workers = self.collecting.asked()
         with _progress(self.json) as progress, contextlib.ExitStack() as stack:
             model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
-            prior = self._load_prior(model)
+            prior = _load_prior(self, model)
             free = self.out or _free_directory(model.name, self.routine.name, self.seed)
             out = stack.enter_context(_claimed(free))
             where: dict[str, Any] = {}
@@ -196,16 +197,18 @@ class Infer:
                 )
                 return _finish(result, out, self.episodes, progress, self.json)
 
-    def _load_prior(self, model: EnvironmentModel) -> ActionPrior | None:
-        from inference_rl.targets import load_prior
 
-        if self.prior is None:
-            if self.prior_kwargs:
-                raise ValueError("--prior-kwargs was given without --prior: name a prior too")
-            return None
-        assert model.origin is not None
-        model.origin["prior"] = {"name": self.prior, "kwargs": self.prior_kwargs or {}}
-        return load_prior(self.prior, model, self.prior_kwargs)
+def _load_prior(command: Infer | Sweep, model: EnvironmentModel) -> ActionPrior | None:
+    """The prior that a command names; `model` notes it."""
+    from inference_rl.targets import load_prior
+
+    if command.prior is None:
+        if command.prior_kwargs:
+            raise ValueError("--prior-kwargs was given without --prior: name a prior too")
+        return None
+    assert model.origin is not None
+    model.origin["prior"] = {"name": command.prior, "kwargs": command.prior_kwargs or {}}
+    return load_prior(command.prior, model, command.prior_kwargs)
 
 
 @dataclasses.dataclass
@@ -585,6 +588,149 @@ def _write_page(path: Path, text: str, mode: str = "w") -> None:
 
 
 @dataclasses.dataclass
+class Sweep:
+    """Search the settings of a learned routine, over several seeds, for the highest return."""
+
+    model: Annotated[Target, tyro.conf.arg(name="target")]
+    routine: RoutineSettings
+    """Settings that are given are the same for all trials."""
+    trials: Annotated[int, tyro.conf.arg(metavar="N")] = 20
+    """Settings to try."""
+    seeds: Annotated[int, tyro.conf.arg(metavar="K")] = 3
+    """Runs of each, with the seeds SEED, SEED + 1, ..."""
+    search: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="NAME=LOW:HIGH[:log]|NAME=VALUE,VALUE,...")
+    ] = ()
+    """Spaces in place of those that the routine declares (see inference-rl list), or besides;
+    widths of layers are 64x64. What is searched may be given as an option too, for a start that the
+    other settings agree with."""
+    prune: bool = True
+    """End trials whose evaluations (--evaluate-every) stay below the median of those before."""
+    workers: Annotated[Literal["ray"] | int, tyro.conf.arg(metavar="N|ray")] = 1
+    """Trials at once, each in a process; ray: as tasks of the cluster at RAY_ADDRESS, or of one
+    that is begun here."""
+    num_workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """With --workers ray: trials at once."""
+    storage: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
+    """Of Optuna, noted in the directory as it is. Default: a database in the directory."""
+    discount: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """In [0, 1], in place of the target's own (0.99 for Gymnasium's)."""
+    env_kwargs: Json = None
+    """Arguments for gymnasium.make, or for the model's constructor."""
+    prior: Annotated[str | None, tyro.conf.arg(metavar="PRIOR")] = None
+    """Action prior: a name from `inference-rl list`, or file.py:Name. Default: the model's own."""
+    prior_kwargs: Json = None
+    """Arguments for the prior's constructor."""
+    episodes: int = 100
+    """Of the evaluation that a run is scored by, with actions drawn."""
+    seed: int = 0
+    """Of everything random; the first run of each trial has it."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Directory of the sweep. Default: a new one under runs/."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object, and nothing else, on stdout."""
+    given: tyro.conf.Suppress[tuple[str, ...]] = ()
+
+    def run(self) -> dict[str, Any]:
+        from inference_rl.sweeping import sweep
+        from inference_rl.sweeping.plan import PLAN
+        from inference_rl.sweeping.spaces import parse, resolved
+        from inference_rl.targets import load_target
+
+        names = {field.name for field in dataclasses.fields(self.routine)}
+        spaces = dict.fromkeys(names.intersection(self.given)) | dict(
+            parse(text, type(self.routine)) for text in self.search
+        )
+        resolved(self.routine, spaces)  # before what takes seconds
+        with _progress(self.json) as progress:
+            model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
+            prior = _load_prior(self, model)
+            name = f"sweep-{model.name}"
+            out = self.out or _free_directory(name, self.routine.name, self.seed)
+            if (out / PLAN).exists():
+                raise FileExistsError(
+                    f"{out} holds a sweep; go on with it by inference-rl sweep --resume "
+                    f"{shlex.quote(str(out))}, or choose another directory with --out"
+                )
+            with _one_sentence_of_sweep(out):
+                result = sweep(
+                    model,
+                    self.routine,
+                    directory=out,
+                    trials=self.trials,
+                    seeds=self.seeds,
+                    search=spaces,
+                    prior=prior,
+                    seed=self.seed,
+                    episodes=self.episodes,
+                    prune=self.prune,
+                    storage=self.storage,
+                    workers=self.workers,
+                    num_workers=self.num_workers,
+                    progress=progress,
+                )
+            return _swept(result, self.json)
+
+
+@dataclasses.dataclass
+class ResumeSweep:
+    """Go on with a sweep, as it was begun."""
+
+    resume: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Its directory."""
+    trials: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Settings to try in all. Default: as it was begun."""
+    workers: Annotated[Literal["ray"] | int, tyro.conf.arg(metavar="N|ray")] = 1
+    """Trials at once, each in a process; ray: as tasks of the cluster at RAY_ADDRESS, or of one
+    that is begun here."""
+    num_workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """With --workers ray: trials at once."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object, and nothing else, on stdout."""
+
+    def run(self) -> dict[str, Any]:
+        from inference_rl.sweeping import resume
+
+        with _progress(self.json) as progress:
+            with _one_sentence_of_sweep(self.resume):
+                result = resume(
+                    self.resume,
+                    trials=self.trials,
+                    workers=self.workers,
+                    num_workers=self.num_workers,
+                    progress=progress,
+                )
+            return _swept(result, self.json)
+
+
+def _swept(result: SweepResult, quiet: bool) -> dict[str, Any]:
+    """Draw and report what came of a sweep."""
+    from inference_rl.diagnostics.sweep_pictures import draw_sweep
+    from inference_rl.sweeping.terminal import print_sweep
+
+    draw_sweep(result, result.directory / "sweep.png")
+    if not quiet:
+        print_sweep(result)
+    return result.summary() | {"out": str(result.directory)}
+
+
+@contextlib.contextmanager
+def _one_sentence_of_sweep(out: Path) -> Iterator[None]:
+    """What stops a sweep is one sentence, and says how to go on with it if it is begun."""
+    from inference_rl.sweeping.plan import PLAN
+
+    begun_before = (out / PLAN).exists()
+    try:
+        yield
+    except (KeyboardInterrupt, OSError, ValueError) as error:
+        is_stop = isinstance(error, KeyboardInterrupt)
+        if (is_stop or not begun_before) and (out / PLAN).exists():
+            how = f"go on with: inference-rl sweep --resume {shlex.quote(str(out))}"
+            error.args = (f"{error}; {how}",)
+        raise
+
+
+@dataclasses.dataclass
 class List:
     """List routines, bundled models and priors, and what each accepts."""
 
@@ -593,6 +739,7 @@ class List:
 
     def run(self) -> dict[str, Any]:
         from inference_rl.report import parameters, print_list
+        from inference_rl.search_spaces import declared
         from inference_rl.targets import bundled
 
         groups = {
@@ -600,13 +747,16 @@ class List:
             "models": bundled("models"),
             "priors": bundled("priors"),
         }
-        report = {
+        report: dict[str, dict[str, dict[str, Any]]] = {
             group: {
                 name: {"what": _first_line(item), "accepts": parameters(item)}
                 for name, item in items.items()
             }
             for group, items in groups.items()
         }
+        for name, item in groups["routines"].items():
+            spaces = {field: str(space) for field, space in declared(item).items()}
+            report["routines"][name]["searches"] = spaces
         if not self.json:
             print_list(report)
         return report
@@ -618,12 +768,14 @@ Command = (
     | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Derive, tyro.conf.subcommand("derive")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[List, tyro.conf.subcommand("list")]
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point. Exit code 0, 1 where a step of a derivation fails, 2 with one sentence on
+    """The entry point. Exit code 0, 1 where a step of a derivation or every trial of a sweep fails,
+    2 with one sentence on
     stderr for bad input, or 128 + the number of the signal that stopped it.
 
     An error that nothing foresaw is one sentence too, that names its type and place; with the
@@ -659,6 +811,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(report, allow_nan=False))
     if isinstance(command, Derive) and report["counts"]["fail"]:
         raise SystemExit(1)
+    if isinstance(command, Sweep | ResumeSweep) and report["best"] is None:
+        raise SystemExit(1)
 
 
 def _parse(words: list[str]) -> Any:
@@ -668,11 +822,12 @@ def _parse(words: list[str]) -> Any:
     """
     box = io.StringIO()
     command: Any = Command
-    if words[:1] == ["infer"] and any(word.partition("=")[0] == "--resume" for word in words):
-        command, words = Resume, words[1:]
+    resumed = {"infer": Resume, "sweep": ResumeSweep}.get((words or [""])[0])
+    if resumed is not None and "--resume" in _options(words):
+        command, words = resumed, words[1:]
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(
+            parsed = tyro.cli(
                 command,
                 prog="inference-rl",
                 description="Reinforcement learning as probabilistic inference.",
@@ -683,6 +838,10 @@ def _parse(words: list[str]) -> Any:
                     tyro.conf.OmitArgPrefixes,
                 ),
             )
+        if isinstance(parsed, Sweep):
+            names = (word.removeprefix("--").replace("-", "_") for word in _options(words))
+            parsed.given = tuple(name.removeprefix("no_") for name in names)
+        return parsed
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -690,6 +849,12 @@ def _parse(words: list[str]) -> Any:
         raise ValueError(
             f"infer {' '.join(words)}: expected inference-rl infer --resume RUN [--workers ...] "
             "[--json] and nothing else; everything else is as the run was begun"
+        )
+    if command is ResumeSweep:
+        raise ValueError(
+            f"sweep {' '.join(words)}: expected inference-rl sweep --resume DIR [--trials N] "
+            "[--workers N|ray] [--num-workers N] [--json] and nothing else; everything else is as "
+            "the sweep was begun"
         )
     raise ValueError(_complaint(words, box.getvalue()))
 
@@ -703,12 +868,13 @@ def _complaint(words: list[str], box: str) -> str:
         return f"{given}: expected one of {', '.join(commands)}{close}; see inference-rl --help"
     manual = f"see inference-rl {words[0]} --help"
     target, routine, *_ = [*_positional(words[1:]), "", ""]
-    if words[0] == "infer" and target and routine not in ROUTINES:
+    takes_routine = words[0] in ("infer", "sweep")
+    if takes_routine and target and routine not in ROUTINES:
         if target in ROUTINES:
-            return f"no target: expected inference-rl infer TARGET {target}; {manual}"
+            return f"no target: expected inference-rl {words[0]} TARGET {target}; {manual}"
         given = f"unknown routine {routine!r}" if routine else "no routine"
         return (
-            f"{given}: expected inference-rl infer {target} ROUTINE, where ROUTINE is one of "
+            f"{given}: expected inference-rl {words[0]} {target} ROUTINE, where ROUTINE is one of "
             f"{', '.join(ROUTINES)}{_closest(routine, list(ROUTINES))}; {manual}"
         )
     # A title, perhaps a rule (of dashes, where the terminal has no better), and what it says.
@@ -719,13 +885,18 @@ def _complaint(words: list[str], box: str) -> str:
     said = re.sub("^Error parsing (routine: )?", "", said)
     if missing := re.match(r"Missing from .*?: ([A-Z]+) (\w.*)\. \(required\)", said):
         what = missing[2][0].lower() + missing[2][1:]
-        usage = f"{words[0]} {missing[1]}" + " ROUTINE" * (words[0] == "infer")
+        usage = f"{words[0]} {missing[1]}" + " ROUTINE" * takes_routine
         return (
             f"no {missing[1]}: expected inference-rl {usage}, {missing[1]} being {what}; {manual}"
         )
     meant = re.search(r"Perhaps you meant.*?(--[\w-]+)", box, re.DOTALL)
     close = f" (did you mean {meant[1]}?)" if meant else ""
     return f"{said.strip('.').replace('. Expected', ', expected')}{close}; {manual}"
+
+
+def _options(words: list[str]) -> list[str]:
+    """The options among `words`, without their values."""
+    return [word.partition("=")[0] for word in words if word.startswith("--")]
 
 
 def _positional(words: list[str]) -> list[str]:

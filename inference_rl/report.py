@@ -30,6 +30,11 @@ def print_list(report: dict[str, dict[str, dict[str, Any]]]) -> None:
             accepts = ", ".join(_shortened(parameter) for parameter in item["accepts"])
             table.add_row(name, escape(item["what"]), escape(accepts))
         console.print(table)
+    console.print("What `inference-rl sweep TARGET ROUTINE` searches, unless told otherwise:")
+    for name, item in report["routines"].items():
+        if item["searches"]:
+            spaces = (f"{key.replace('_', '-')}={text}" for key, text in item["searches"].items())
+            console.print(f"  {name}: {' '.join(spaces)}", highlight=False, markup=False)
 
 
 def _shortened(parameter: str) -> str:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {
         "runs",
+        "search_spaces",
         "html",
         "distributions",
         "truncated_normal",
@@ -68,6 +69,7 @@ LAYERS = [
     {"learning"},
     {"scale_out"},
     {"inference"},
+    {"sweeping"},
     {"derivation", "diagnostics", "testing"},
     {"report"},
     {"cli"},
@@ -140,9 +142,15 @@ def test_plotting_is_imported_in_diagnostics_only_and_lazily(path: Path) -> None
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_ray_is_imported_where_scale_out_lives_only_and_lazily(path: Path) -> None:
+def test_ray_is_imported_where_work_is_divided_only_and_lazily(path: Path) -> None:
     tree = ast.parse(path.read_text())
-    if layer_of(path) != "scale_out":
+    if layer_of(path) not in ("scale_out", "sweeping"):
         assert "ray" not in {n.split(".")[0] for n in imports(tree)}
     top = ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
     assert "ray" not in {n.split(".")[0] for n in imports(top)}
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_optimiser_of_sweeps_is_imported_by_sweeps_only(path: Path) -> None:
+    if layer_of(path) != "sweeping":
+        assert "optuna" not in {n.split(".")[0] for n in imports(ast.parse(path.read_text()))}

@@ -169,6 +169,32 @@ def test_stopped_anywhere_any_number_of_times(
     )
 
 
+class Watching(loop.Observer):
+    """Ends the run at its `last` evaluation."""
+
+    def __init__(self, last: int) -> None:
+        self.last, self.rows = last, []
+
+    def __call__(self, words: str) -> None:
+        pass
+
+    def evaluated(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if len(self.rows) == self.last:
+            raise Stopped
+
+
+def test_an_observer_hears_of_every_evaluation_and_may_end_the_run(tmp_path: Path) -> None:
+    chain, settings = load_target("chain"), PolicyGradient(**SETTINGS)
+    with pytest.raises(Stopped):
+        infer(chain, settings, seed=4, directory=tmp_path, progress=Watching(2))
+    again = Watching(0)
+    result = infer(chain, settings, seed=4, directory=tmp_path, progress=again)
+    assert again.rows == result.metrics  # those from before the end too
+    assert [row["steps"] for row in again.rows] == [320, 600, 920, 1200]
+    assert result.metrics == infer(chain, settings, seed=4).metrics
+
+
 def command(*words: object) -> list[str]:
     return [str(Path(sys.executable).with_name("inference-rl")), *map(str, words)]
 

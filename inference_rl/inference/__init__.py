@@ -50,7 +50,8 @@ OPTIMISM_WARNING = (
 )
 
 Progress = Callable[[str], None]
-"""Called now and then with a few words on how far inference has got."""
+"""Called now and then with a few words on how far inference has got; of learned routines it may be
+a `learning.loop.Observer`, which is told of evaluations too."""
 
 
 class Routine(Protocol):

@@ -44,6 +44,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from inference_rl.inference import checks, learned
+from inference_rl.search_spaces import Choice, LogUniform, searched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +67,7 @@ class PCL:
 
     kind: Literal["pcl", "unified", "trust"] = "pcl"
     """pcl: policy and value apart. unified: one network. trust: near a policy that lags behind."""
-    temperature: float | Literal["auto"] = 0.01
+    temperature: float | Literal["auto"] = searched(0.01, LogUniform(1e-3, 0.1))
     """>= 0, reward units (0 with kind trust only); "auto" tunes it to a target."""
     final_temperature: float | None = None
     """Annealed to this, geometrically, over the run; None keeps it."""
@@ -76,7 +77,7 @@ class PCL:
     """KL(π ‖ ρ), nats per step, with temperature "auto"; in place of target_entropy."""
     temperature_learning_rate: float = 0.02
     """Of the logarithm of a tuned temperature (Adam)."""
-    window: int = 20
+    window: int = searched(20, Choice((1, 5, 10, 20, 50)))
     """Steps of a path, at least 1; fewer where an episode or a round ends, which has but
     `steps_per_round`."""
     expectation: Literal["sample", "model"] = "sample"
@@ -97,15 +98,15 @@ class PCL:
     """Of each environment, between updates."""
     replay_capacity: int = 50_000
     """Environment steps that are kept."""
-    replayed_paths: int = 8
+    replayed_paths: int = searched(8, Choice((4, 8, 16, 32)))
     """Stretches of `steps_per_round` steps that an update replays beside what was collected."""
-    learning_rate: float = 2e-3
+    learning_rate: float = searched(2e-3, LogUniform(3e-4, 3e-2))
     """Of the policy (Adam)."""
-    value_learning_rate: float = 1e-2
+    value_learning_rate: float = searched(1e-2, LogUniform(1e-3, 3e-2))
     """Of the value (Adam)."""
     decay_learning_rates: bool = True
     """Linearly to zero over the run."""
-    max_gradient_norm: float | None = 0.5
+    max_gradient_norm: float | None = searched(0.5, LogUniform(0.3, 5.0))
     """Longer gradients, of policy or value, are shortened to this; None keeps them."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers; discrete states have a table instead."""

@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from inference_rl.inference import checks, learned
+from inference_rl.search_spaces import Choice, LogUniform, Uniform, searched
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,7 +61,7 @@ class PolicyGradient:
     :raises ValueError: (when made) a setting out of its range.
     """
 
-    temperature: float | Literal["auto"] = 0.01
+    temperature: float | Literal["auto"] = searched(0.01, LogUniform(1e-3, 0.1))
     """>= 0, reward units; "auto" tunes it to a target."""
     final_temperature: float | None = None
     """Annealed to this, geometrically, over the run; None keeps it."""
@@ -76,23 +77,23 @@ class PolicyGradient:
     """Environment steps."""
     environments: int = 8
     """Side by side."""
-    steps_per_round: int = 32
+    steps_per_round: int = searched(32, Choice((8, 16, 32, 64, 128)))
     """Of each environment, between updates; 0 for one whole episode each."""
     baseline: Literal["learned", "none"] = "learned"
     """What is subtracted from the return: the soft value, or nothing."""
-    trace_decay: float = 0.95
+    trace_decay: float = searched(0.95, Uniform(0.8, 1.0))
     """λ of generalised advantage estimation, in [0, 1]; 1 is the plain return."""
     centre_advantages: bool = True
     """Subtract from the advantages of a round their mean."""
     weigh_by_discount: bool = False
     """Weigh step t by γ^t, which makes the gradient that of J."""
-    learning_rate: float = 3e-3
+    learning_rate: float = searched(3e-3, LogUniform(3e-4, 3e-2))
     """Of the policy (Adam)."""
-    value_learning_rate: float = 1e-2
+    value_learning_rate: float = searched(1e-2, LogUniform(1e-3, 3e-2))
     """Of the baseline (Adam)."""
     decay_learning_rates: bool = True
     """Linearly to zero over the run."""
-    max_gradient_norm: float | None = 0.5
+    max_gradient_norm: float | None = searched(0.5, LogUniform(0.3, 5.0))
     """Longer gradients, of policy or baseline, are shortened to this; None keeps them."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers; discrete states have a table instead."""

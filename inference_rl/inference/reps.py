@@ -47,6 +47,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from inference_rl.inference import checks, learned
+from inference_rl.search_spaces import Choice, LogUniform, searched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +68,7 @@ class REPS:
 
     kind: Literal["step", "episodic"] = "step"
     """step: reweigh states and actions. episodic: reweigh parameters of policies, by return."""
-    temperature: float | Literal["auto"] = 0.01
+    temperature: float | Literal["auto"] = searched(0.01, LogUniform(1e-3, 0.1))
     """>= 0, reward units; "auto" tunes it to a target. At 0 a degenerate dual is refused."""
     final_temperature: float | None = None
     """Annealed to this, geometrically, over the run; None keeps it."""
@@ -77,11 +78,11 @@ class REPS:
     """KL(π ‖ ρ), nats per step, with temperature "auto"; in place of target_entropy."""
     temperature_learning_rate: float = 0.02
     """Of the logarithm of a tuned temperature (Adam)."""
-    epsilon: float = 0.5
+    epsilon: float = searched(0.5, LogUniform(0.05, 2.0))
     """> 0, nats: the trust region, KL(weights ‖ sample) of a round."""
     total_steps: int = 200_000
     """Environment steps."""
-    environments: int = 16
+    environments: int = searched(16, Choice((8, 16, 32, 64)))
     """Whole episodes of a round, side by side."""
     expectation: Literal["auto", "model", "sample"] = "auto"
     """Means over next states by the model, or by one draw; auto: by the model if it is finite."""
@@ -96,13 +97,13 @@ class REPS:
     form: Literal["auto", "table", "linear", "neural"] = "auto"
     """Of the policy. auto: a table, else linear in Fourier features (episodic: in the state), else
     a network."""
-    fit_epochs: int = 10
+    fit_epochs: int = searched(10, Choice((5, 10, 20)))
     """Passes over a round's sample in which a network is fitted to it."""
     fit_penalty: float = 1e-3
     """>= 0: of the squared weights of a linear policy, per nat of mean log likelihood."""
     batch_size: int = 256
     """Steps to a gradient of a network."""
-    learning_rate: float = 1e-3
+    learning_rate: float = searched(1e-3, LogUniform(1e-4, 1e-2))
     """Of a network (Adam)."""
     context: tuple[int, ...] = ()
     """Episodic: entries of the state that stay as they began, on which the parameters depend."""

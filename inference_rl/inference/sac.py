@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from inference_rl.inference import checks, learned
+from inference_rl.search_spaces import Choice, LogUniform, searched
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -86,18 +87,18 @@ class SAC:
     """> 0, for every environment step."""
     warmup_steps: int = 1_000
     """Environment steps at the beginning, with actions of the prior and no updates."""
-    batch_size: int = 256
+    batch_size: int = searched(256, Choice((64, 128, 256, 512)))
     """Transitions of an update."""
     replay_capacity: int = 1_000_000
     """Environment steps that are kept."""
     learn_prior: bool = False
     """In place of the prior one of actions alone, learned beside the policy: a price on mutual
     information of states and actions."""
-    learning_rate: float = 3e-4
+    learning_rate: float = searched(3e-4, LogUniform(1e-4, 1e-2))
     """Of the policy, and of a learned prior (Adam)."""
-    value_learning_rate: float = 3e-4
+    value_learning_rate: float = searched(3e-4, LogUniform(1e-4, 1e-2))
     """Of Q (Adam)."""
-    target_rate: float = 0.005
+    target_rate: float = searched(0.005, LogUniform(1e-3, 5e-2))
     """How far the lagging Q moves towards Q in an update, in (0, 1]."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers; discrete states have a table instead."""

@@ -48,16 +48,42 @@ def write(
         changed, or by other versions; or the prior does not fit the model.
     :raises FileExistsError: it holds a run that is complete.
     """
-    from inference_rl.environment import WithPreviousAction
     from inference_rl.learning.checkpoints import check_same
 
     if (directory / runs.MANIFEST).exists():
         raise FileExistsError(
             f"{directory} holds a run that is complete; choose another directory for this one"
         )
+    now = described(routine, model, prior, seed, episodes=episodes)
+    path = runs.directory_for(directory) / SETUP
+    text = json.dumps(now, indent=2, allow_nan=False)
+    if not path.exists():
+        runs.write_durably(path, text.encode() + b"\n")
+        return now
+    then, now = read(directory), json.loads(text)
+    if episodes is None:
+        now["episodes"] = then["episodes"]
+    check_same(path, then, now)
+    return now
+
+
+def described(
+    routine: Any,
+    model: EnvironmentModel,
+    prior: ActionPrior | None,
+    seed: int,
+    *,
+    episodes: int | None = None,
+) -> dict[str, Any]:
+    """What a run is, JSON but for tuples: all that its bytes depend on.
+
+    :raises ValueError: the prior does not fit the model.
+    """
+    from inference_rl.environment import WithPreviousAction
+
     if getattr(prior, "needs_previous_action", False) and not model.remembers_action:
         model = WithPreviousAction(model)
-    now: dict[str, Any] = {
+    return {
         "format_version": runs.FORMAT_VERSION,
         "version": inference_rl.__version__,
         "packages": {name: importlib.metadata.version(name) for name in SAME},
@@ -74,16 +100,6 @@ def write(
         "sha256": _digests(model, prior),
         "episodes": episodes,
     }
-    path = runs.directory_for(directory) / SETUP
-    text = json.dumps(now, indent=2, allow_nan=False)
-    if not path.exists():
-        runs.write_durably(path, text.encode() + b"\n")
-        return now
-    then, now = read(directory), json.loads(text)
-    if episodes is None:
-        now["episodes"] = then["episodes"]
-    check_same(path, then, now)
-    return now
 
 
 def _digests(model: EnvironmentModel, prior: ActionPrior | None) -> dict[str, str | None]:
@@ -140,7 +156,6 @@ def resume(
         prior has changed, or it is damaged.
     """
     from inference_rl.learning.checkpoints import check_same
-    from inference_rl.targets import load_prior, load_target
 
     setup = read(directory)
     path = Path(directory) / SETUP
@@ -154,25 +169,15 @@ def resume(
         )
     try:
         routine = routine_class(setup["routine"])(**made_of_json(setup["settings"]))
-        origin = dict(setup["origin"] or {})
-        named = origin.pop("prior", None)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); infer again, into a new run") from error
-    if in_python := _made_in_python(setup):
+    if in_python := made_in_python(setup):
         raise ValueError(
             f"{directory} was begun with a {in_python} made in Python, which a run does not hold; "
             "go on with it in Python, by infer(model, routine, prior=..., "
             f"seed={setup['seed']}, directory={str(directory)!r}) with the same as before"
         )
-    try:
-        model = load_target(**origin)
-    except TypeError as error:
-        raise ValueError(f"{path} is damaged ({error}); infer again, into a new run") from error
-    prior = None
-    if named is not None:
-        prior = load_prior(named["name"], model, named["kwargs"], directory=origin["directory"])
-        assert model.origin is not None
-        model.origin["prior"] = named
+    model, prior = loaded(setup["origin"], path)
     return infer(
         model,
         routine,
@@ -184,7 +189,30 @@ def resume(
     )
 
 
-def _made_in_python(setup: dict[str, Any]) -> str:
+def loaded(origin: Any, path: Path) -> tuple[EnvironmentModel, ActionPrior | None]:
+    """The target and the prior that a run names, which runs their code.
+
+    :param path: of the file that names them.
+    :raises ValueError: there are none such any more, or the file is damaged.
+    """
+    from inference_rl.targets import load_prior, load_target
+
+    if not isinstance(origin, dict):
+        raise ValueError(f"{path} is damaged (origin {origin!r}); infer again, into a new run")
+    named = origin.get("prior")
+    try:
+        model = load_target(**{name: value for name, value in origin.items() if name != "prior"})
+    except TypeError as error:
+        raise ValueError(f"{path} is damaged ({error}); infer again, into a new run") from error
+    if named is None:
+        return model, None
+    prior = load_prior(named["name"], model, named["kwargs"], directory=origin["directory"])
+    assert model.origin is not None
+    model.origin["prior"] = named
+    return model, prior
+
+
+def made_in_python(setup: dict[str, Any]) -> str:
     """Which part of a run only its user can make again; empty if there is none."""
     if setup["origin"] is None:
         return "model"

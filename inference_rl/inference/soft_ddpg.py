@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from inference_rl.inference import checks, learned
+from inference_rl.search_spaces import Choice, LogUniform, searched
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,11 +61,11 @@ class SoftDDPG:
     :raises ValueError: (when made) a setting out of its range.
     """
 
-    temperature: float = 0.05
+    temperature: float = searched(0.05, LogUniform(1e-3, 0.1))
     """>= 0, reward units; never tuned, for the width does not move."""
     final_temperature: float | None = None
     """Annealed to this, geometrically, over the run; None keeps it."""
-    width: float = 0.3
+    width: float = searched(0.3, LogUniform(0.05, 0.8))
     """> 0, of the Gaussian whose tanh are the actions."""
     final_width: float | None = None
     """> 0: narrowed or widened to this, geometrically, over the run; None keeps it."""
@@ -82,15 +83,15 @@ class SoftDDPG:
     """> 0, for every environment step."""
     warmup_steps: int = 1_000
     """Environment steps at the beginning, with actions of the prior and no updates."""
-    batch_size: int = 256
+    batch_size: int = searched(256, Choice((64, 128, 256, 512)))
     """Transitions of an update."""
     replay_capacity: int = 1_000_000
     """Environment steps that are kept."""
-    learning_rate: float = 1e-3
+    learning_rate: float = searched(1e-3, LogUniform(1e-4, 1e-2))
     """Of the policy (Adam)."""
-    value_learning_rate: float = 1e-3
+    value_learning_rate: float = searched(1e-3, LogUniform(1e-4, 1e-2))
     """Of Q (Adam)."""
-    target_rate: float = 0.005
+    target_rate: float = searched(0.005, LogUniform(1e-3, 5e-2))
     """How far the lagging Q and policy move in an update, in (0, 1]."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers; discrete states have a table instead."""

@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from inference_rl.inference import checks, learned
+from inference_rl.search_spaces import Choice, LogUniform, searched
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -88,13 +89,13 @@ class SQL:
     """> 0, for every environment step."""
     warmup_steps: int = 1_000
     """Environment steps at the beginning, with actions of the prior and no updates."""
-    batch_size: int = 128
+    batch_size: int = searched(128, Choice((64, 128, 256, 512)))
     """Transitions of an update."""
     replay_capacity: int = 1_000_000
     """Environment steps that are kept."""
-    learning_rate: float = 3e-4
+    learning_rate: float = searched(3e-4, LogUniform(1e-4, 1e-2))
     """Of the sampler of actions in a box (Adam)."""
-    value_learning_rate: float = 3e-4
+    value_learning_rate: float = searched(3e-4, LogUniform(1e-4, 1e-2))
     """Of Q (Adam)."""
     particles: int = 16
     """>= 4, even: in a box, draws in each state whose Stein gradient the sampler follows; half of
@@ -103,7 +104,7 @@ class SQL:
     """>= 4, even: in a box, weighted draws in each state from which V is estimated."""
     proposals: Literal["uniform", "guide"] = "guide"
     """Of which those are: uniform draws, or half of them from around draws of the sampler."""
-    target_rate: float = 0.005
+    target_rate: float = searched(0.005, LogUniform(1e-3, 5e-2))
     """How far the lagging Q moves towards Q in an update, in (0, 1]."""
     hidden: tuple[int, ...] = (128, 128)
     """Widths of the hidden layers; discrete states and actions have a table instead."""

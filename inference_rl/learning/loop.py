@@ -7,6 +7,7 @@ counted, not drawn from a state, and what is timed is kept apart from what is le
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import json
@@ -38,6 +39,18 @@ SAY_SECONDS = 0.2
 
 RECENT = 100
 """Episodes whose mean return is shown as a run goes on."""
+
+
+class Observer(abc.ABC):
+    """A `progress` that is told of every evaluation too, and may end the run there by raising."""
+
+    @abc.abstractmethod
+    def __call__(self, words: str) -> None:
+        """A few words on how far the run has got."""
+
+    @abc.abstractmethod
+    def evaluated(self, row: dict[str, Any]) -> None:
+        """A row of the metrics; those from before the run was resumed come first, again."""
 
 
 class Learner(Protocol):
@@ -112,6 +125,7 @@ def learn(
     is saved, and whoever resumes evaluates first.
 
     :param run: where to save; nothing is saved without.
+    :param progress: called now and then; an `Observer` hears of evaluations too.
     :param setup: what the run is, JSON; kept in its checkpoints, which those of no other run match.
     :param tensorboard: write the metrics for TensorBoard too, in `run`.
     :returns: the metrics, one dict an evaluation.
@@ -128,6 +142,9 @@ def learn(
         metrics, latest, due = state["metrics"], state["latest"], state["due"]
     if run is not None:
         _log(run, metrics)  # what was logged after the checkpoint will be logged again
+    if isinstance(progress, Observer):
+        for row in metrics:
+            progress.evaluated(row)
 
     started, begun, told = time.monotonic(), steps, 0.0
     saved_at = started
@@ -179,6 +196,8 @@ def learn(
                         file.write(json.dumps(row, allow_nan=False) + "\n")
                 if write is not None:
                     write(row)
+                if isinstance(progress, Observer):
+                    progress.evaluated(row)
                 stop_if_asked()
             if steps >= schedule.total_steps:
                 break

@@ -18,6 +18,8 @@ def connected(address: str | None, count: int) -> Iterator[None]:
     :param count: of workers that there must be room for.
     :raises ValueError: Ray is not installed, there is no such cluster, or it is too small.
     """
+    # Ray reports its use over the network, unless it is told not to.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError as error:

@@ -1,0 +1,280 @@
+"""Sweeps: the settings of a learned routine that fare best, over several seeds.
+
+`sweep(model, routine, directory=...)` proposes settings (Optuna), infers with each under the same
+seeds, ends those early that fare badly, and says which came to the highest return. It can be killed
+at any time, and goes on where it was: `plan` is what is noted of it, `study` what Optuna keeps,
+`trial` what one trial is, `workers` how several are run at once, `statistics` what seeds say, and
+`results` what came of it. Optuna is imported when a sweep begins, and Ray where it is asked for.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import importlib.util
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from inference_rl import runs
+from inference_rl.inference import setup
+from inference_rl.search_spaces import Space
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+
+    from inference_rl.environment import EnvironmentModel
+    from inference_rl.priors import ActionPrior
+    from inference_rl.sweeping.results import SweepResult
+    from inference_rl.sweeping.trial import Task
+
+MOST_DEATHS = 2
+"""Of processes at one trial, which then has failed."""
+
+Workers = int | Literal["ray"]
+Progress = Callable[[str], None]
+
+
+def sweep(
+    model: EnvironmentModel,
+    routine: Any,
+    *,
+    directory: str | Path,
+    trials: int = 20,
+    seeds: int = 3,
+    search: Mapping[str, Space | None] | None = None,
+    prior: ActionPrior | None = None,
+    seed: int = 0,
+    episodes: int = 100,
+    prune: bool = True,
+    storage: str | None = None,
+    workers: Workers = 1,
+    num_workers: int | None = None,
+    progress: Progress | None = None,
+) -> SweepResult:
+    """Search the settings of a learned routine for those of the highest return.
+
+    :param routine: settings that all trials share. Searched are those that the routine declares
+        (`inference-rl list` names them) and that have their default value here.
+    :param directory: of the sweep, which goes on if it was begun there, with the same as here.
+    :param trials: settings to try. :param seeds: runs of each, with the seeds `seed`, `seed` + 1...
+    :param search: spaces by field, in place of those that are declared, or besides; None leaves a
+        field at its value in `routine`.
+    :param episodes: of the evaluation that a run is scored by: its mean return, actions drawn, not
+        discounted. A trial's score is the interquartile mean over its runs.
+    :param prune: end trials whose evaluations stay below the median of those before, from the
+        sixth trial on.
+    :param storage: URL of Optuna's storage, in place of a database in `directory`; it is noted
+        there as it is. The study has the name of the directory.
+    :param workers: trials at once, each in a process; 1 runs them in this one, "ray" runs
+        `num_workers` as Ray tasks.
+    :raises ValueError: a number out of range, nothing to search or a space that does not fit, a
+        storage that cannot be opened, a package that is missing, or `directory` holds another
+        sweep.
+    :raises FileExistsError: `directory` holds a run.
+    :raises OSError: `directory` cannot be written, another process is at work there, or the storage
+        failed.
+    :raises Interrupted: SIGINT or SIGTERM came.
+    """
+    from inference_rl.learning.checkpoints import check_same
+    from inference_rl.sweeping import plan as plans
+    from inference_rl.sweeping.spaces import resolved
+
+    _check_numbers(trials=trials, seeds=seeds, episodes=episodes)
+    if seed < 0:
+        raise ValueError(f"seed: expected 0 or more, got {seed}")
+    spaces = resolved(routine, search or {})
+    _check_optuna()
+    path = Path(directory)
+    if any((path / name).exists() for name in (runs.MANIFEST, setup.SETUP)):
+        raise FileExistsError(f"{path} holds a run; choose another directory with --out")
+    plan = plans.Plan(
+        setup=plans.described(routine, model, prior, {"seed": seed, "episodes": episodes}),
+        search={name: str(space) for name, space in spaces.items()},
+        trials=trials,
+        seeds=seeds,
+        prune=prune,
+        storage=storage,
+        study=path.resolve().name,
+    )
+    many = _check_workers(workers, num_workers, plan.setup)
+    is_new = not (path / plans.PLAN).exists()
+    with plans.locked(runs.directory_for(path)) as handle:
+        from inference_rl.sweeping.study import check_free
+        from inference_rl.sweeping.trial import Task
+
+        if not is_new:
+            then, now = (
+                {name: value for name, value in vars(p).items() if name != "trials"}
+                for p in (plans.read(path), plan)
+            )
+            check_same(path / plans.PLAN, then, now)
+        else:
+            check_free(plan.url(path), plan.study)
+        plans.write(path, plan)
+        task = Task(path, plan, routine, model, prior)
+        return _run(task, workers, many, handle, progress)
+
+
+def resume(
+    directory: str | Path,
+    *,
+    trials: int | None = None,
+    workers: Workers = 1,
+    num_workers: int | None = None,
+    progress: Progress | None = None,
+) -> SweepResult:
+    """Go on with the sweep in `directory`; if it is complete, say again what came of it.
+
+    :param trials: in all, in place of the number it was begun with.
+    :raises FileNotFoundError: there is none.
+    :raises ValueError, OSError, Interrupted: as `sweep`; or its target or prior were made in
+        Python, or are not what they were.
+    """
+    from inference_rl.sweeping import plan as plans
+
+    path = Path(directory)
+    plan = plans.read(path)
+    _check_optuna()
+    many = _check_workers(workers, num_workers, plan.setup)
+    if trials is not None:
+        _check_numbers(trials=trials)
+        plan = dataclasses.replace(plan, trials=trials)
+    with plans.locked(path) as handle:
+        from inference_rl.sweeping.trial import load
+
+        task = dataclasses.replace(load(path), plan=plan)
+        plans.write(path, plan)
+        return _run(task, workers, many, handle, progress)
+
+
+def _run(
+    task: Task, workers: Workers, many: int, handle: int, progress: Progress | None
+) -> SweepResult:
+    """Run the trials that are left, those first that were cut short."""
+    from optuna.exceptions import OptunaError
+
+    from inference_rl.learning.loop import Interrupted
+    from inference_rl.sweeping import workers as pools
+    from inference_rl.sweeping.results import gathered
+    from inference_rl.sweeping.study import DEATHS, attached, fail, running
+    from inference_rl.sweeping.trial import perform
+
+    plan, directory, study = task.plan, str(task.directory.resolve()), task.open_study()
+    again = collections.deque(running(study))
+
+    def take() -> tuple[str, int] | None:
+        if again:
+            return directory, again.popleft()
+        if len(study.get_trials(deepcopy=False)) >= plan.trials:
+            return None
+        return directory, study.ask().number
+
+    call = f"{perform.__module__}:run_trial"
+    if workers == "ray":
+        pool = pools.on_ray(call, take, many)
+    elif many > 1:
+        pool = pools.in_processes(call, take, many, [handle])
+    else:
+        pool = pools.here(lambda _, number: perform(task, study, number, progress), take)
+    try:
+        with _interruptible(), contextlib.closing(pool):
+            for (_, number), outcome in pool:
+                if outcome.stopped is not None:
+                    raise Interrupted("a worker was asked to stop", outcome.stopped)
+                if outcome.raised is not None:
+                    raise OSError(f"trial {number}: {outcome.raised}")
+                if outcome.died is not None:
+                    trial = attached(study, number)
+                    deaths = trial.user_attrs.get(DEATHS, 0) + 1
+                    trial.set_user_attr(DEATHS, deaths)
+                    if deaths < MOST_DEATHS:
+                        again.append(number)
+                    else:
+                        fail(
+                            study, number, f"{deaths} processes died at it, the last {outcome.died}"
+                        )
+                for message in outcome.value or ():
+                    warnings.warn(message, stacklevel=3)
+                if progress is not None:
+                    progress(_words(study, plan.trials))
+    except OptunaError as error:
+        raise OSError(f"the storage of the sweep failed: {error}") from error
+    result = gathered(plan, task.directory, study)
+    result.write_table()
+    return result
+
+
+def _words(study: Study, trials: int) -> str:
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    complete = [trial.value for trial in ended if trial.state.name == "COMPLETE"]
+    scores = [value for value in complete if value is not None]
+    best = f", best score {max(scores):.4g}" if scores else ""
+    return f"{len(ended)} of {trials} trials{best}"
+
+
+def _check_numbers(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+def _check_optuna() -> None:
+    if importlib.util.find_spec("optuna") is None:
+        raise ValueError(
+            "a sweep needs the package optuna, which is not installed: run pip install "
+            "'inference-rl[sweep]'"
+        )
+
+
+def _check_workers(workers: Workers, num_workers: int | None, described: dict[str, Any]) -> int:
+    """How many trials are to run at once.
+
+    :raises ValueError: none, or not where they are to.
+    """
+    if workers == "ray":
+        if num_workers is None:
+            raise ValueError("num_workers: expected how many trials Ray is to run at once")
+        _check_numbers(num_workers=num_workers)
+    elif num_workers is not None:
+        raise ValueError(
+            "num_workers goes with workers='ray'; the number of processes on this machine is "
+            f"workers={num_workers}"
+        )
+    else:
+        _check_numbers(workers=workers)
+        num_workers = workers
+    in_python = setup.made_in_python(described)
+    if in_python and (workers == "ray" or num_workers > 1):
+        raise ValueError(
+            f"workers: expected 1 with a {in_python} made in Python, which other processes cannot "
+            "load; give one that has a name"
+        )
+    return num_workers
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """The first SIGINT or SIGTERM raises `Interrupted`; others wait until it has been seen to."""
+    from inference_rl.learning.loop import Interrupted
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if not asked:
+            asked.append(number)
+            raise Interrupted("stopped between evaluations", number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,110 @@
+"""Many calls at once: what comes of each, of processes that die, and that none is left over."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inference_rl.sweeping.workers import Outcome, here, in_processes, on_ray
+
+
+def taken(*calls: tuple[Any, ...]) -> Any:
+    left = list(calls)
+    return lambda: left.pop(0) if left else None
+
+
+def pids(marker: str) -> set[int]:
+    """Of processes on whose command line `marker` stands."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if marker.encode() in (path / "cmdline").read_bytes() and path.name != str(os.getpid()):
+                found.add(int(path.name))
+    return found
+
+
+def gone(marker: str, seconds: float = 10.0) -> bool:
+    until = time.monotonic() + seconds
+    while pids(marker) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not pids(marker)
+
+
+def test_calls_in_this_process() -> None:
+    outcomes = list(here(lambda a, b: a + b, taken((1, 2), (3, 4))))
+    assert outcomes == [((1, 2), Outcome(value=3)), ((3, 4), Outcome(value=7))]
+
+
+def test_calls_in_processes() -> None:
+    calls = [(float(i),) for i in range(5)]
+    outcomes = dict(in_processes("math:sqrt", taken(*calls, (-1.0,)), 2))
+    assert [outcomes[call] for call in calls] == [Outcome(value=c[0] ** 0.5) for c in calls]
+    assert outcomes[(-1.0,)].raised.startswith("ValueError: ")
+    assert gone("math:sqrt")
+
+
+def test_a_process_that_dies_is_replaced() -> None:
+    marker = "signal:raise_signal"
+    outcomes = dict(in_processes(marker, taken((9,), (15,), (0,)), 1))
+    assert outcomes[(9,)] == Outcome(died="by SIGKILL")
+    assert outcomes[(15,)] == Outcome(stopped=signal.SIGTERM)
+    assert outcomes[(0,)].value is None  # in yet another process
+    assert dict(in_processes("os:_exit", taken((3,)), 1)) == {(3,): Outcome(died="with code 3")}
+    assert gone(marker)
+
+
+def test_what_is_printed_does_not_get_between_answers(capfd: pytest.CaptureFixture[str]) -> None:
+    assert dict(in_processes("builtins:print", taken(("hello",)), 1)) == {("hello",): Outcome()}
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("", "hello\n")
+
+
+def test_calls_that_are_given_up_are_stopped() -> None:
+    pool = in_processes("time:sleep", taken((0.0,), (600.0,)), 2)
+    next(pool)
+    assert pids("time:sleep")
+    started = time.monotonic()
+    pool.close()
+    assert time.monotonic() - started < 5
+    assert gone("time:sleep")
+
+
+def test_no_process_outlives_the_one_that_started_it() -> None:
+    code = (
+        "from inference_rl.sweeping.workers import in_processes\n"
+        "calls = [(900.0,)] * 2\n"
+        "list(in_processes('time:sleep', lambda: calls.pop() if calls else None, 2))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    until = time.monotonic() + 60
+    children: list[str] = []
+    while len(children) < 2 and time.monotonic() < until:
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        time.sleep(0.05)
+    time.sleep(1.0)  # they are at work, or still beginning
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert len(children) == 2
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < deadline, "workers are left over"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_calls_on_ray(capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray")
+    calls = [(float(i),) for i in range(4)]
+    outcomes = dict(on_ray("math:sqrt", taken(*calls, (-1.0,)), 2))
+    assert [outcomes[call] for call in calls] == [Outcome(value=c[0] ** 0.5) for c in calls]
+    assert outcomes[(-1.0,)].raised.startswith("ValueError: ")
+    assert "crashed" in dict(on_ray("os:_exit", taken((3,)), 1))[(3,)].died
+    assert capfd.readouterr().err == ""
