@@ -36,6 +36,7 @@ LAYERS = [
     },
     {"trajectory", "decision", "decision_value"},
     {
+        "state_rows",
         "finite",
         "tabulation",
         "prior_checks",
@@ -65,7 +66,7 @@ LAYERS = [
         "finite_messages",
         "models",
     },
-    {"learning"},
+    {"learning", "scale_out"},
     {"inference"},
     {"derivation", "diagnostics", "testing"},
     {"report"},
