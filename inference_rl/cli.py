@@ -123,6 +123,12 @@ class Infer:
     """Of everything random."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Directory of the run. Default: a new one under runs/."""
+    workers: Literal["ray"] | None = None
+    """Let exact share the table of a large finite model among workers on a Ray cluster."""
+    num_workers: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """How many. Default: one for each processor of the cluster."""
+    ray_address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Of a Ray cluster. Default: one on this machine, for as long as it takes."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object, and nothing else, on stdout."""
 
@@ -139,13 +145,21 @@ class Infer:
             prior = self._load_prior(model)
             free = self.out or _free_directory(model.name, self.routine.name, self.seed)
             out = stack.enter_context(_claimed(free))
-            where = {}
+            where: dict[str, Any] = {}
             if hasattr(self.routine, "save_every"):
                 setup.write(out, self.routine, model, prior, self.seed, episodes=self.episodes)
                 where = {"directory": out}
             with _one_sentence(out):
                 result = infer(
-                    model, self.routine, prior=prior, seed=self.seed, progress=progress, **where
+                    model,
+                    self.routine,
+                    prior=prior,
+                    seed=self.seed,
+                    progress=progress,
+                    workers=self.workers,
+                    num_workers=self.num_workers,
+                    ray_address=self.ray_address,
+                    **where,
                 )
                 return _finish(result, out, self.episodes, progress, self.json)
 

@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from inference_rl import runs
 
@@ -73,6 +73,9 @@ def infer(
     seed: int = 0,
     progress: Progress | None = None,
     directory: str | Path | None = None,
+    workers: Literal["ray"] | None = None,
+    num_workers: int | None = None,
+    ray_address: str | None = None,
 ) -> InferenceResult:
     """Infer a policy for `model`.
 
@@ -80,9 +83,14 @@ def infer(
     :param prior: the action prior, in place of the model's own.
     :param progress: called now and then with a few words on how far it has got.
     :param directory: where a learned routine saves checkpoints, and goes on from the last of them.
+    :param workers: "ray" has `Exact` cut a finite model into blocks, each held by a worker on a Ray
+        cluster, for models whose tables exceed one process.
+    :param num_workers: how many; one for each processor of the cluster if None.
+    :param ray_address: of the cluster, as `ray.init` takes it; None for one of this machine alone.
     :warns UserWarning: the policy is the posterior's, and the environment's dynamics are not.
     :raises TypeError: `model` is no `EnvironmentModel`, or not of a kind the routine can work on.
     :raises ValueError: the model, the prior or the settings are faulty, or the answer is infinite.
+    :raises ConnectionError: workers were lost that nothing could replace.
     """
     from inference_rl.environment import EnvironmentModel, WithPreviousAction
 
@@ -97,17 +105,36 @@ def infer(
         )
     if getattr(prior, "needs_previous_action", False):
         model = WithPreviousAction(model)
-    where = {}
+    where: dict[str, Any] = {}
+    if workers is not None or num_workers is not None or ray_address is not None:
+        where = _workers_of(routine, workers, num_workers, ray_address)
     if directory is not None:
         if not hasattr(routine, "save_every"):
             raise ValueError(
                 f"directory: expected none with {type(routine).__name__}, which has no "
                 "checkpoints; save its result with result.save(directory)"
             )
-        where = {"directory": Path(directory)}
+        where["directory"] = Path(directory)
     result = routine.run(model, prior=prior, seed=seed, progress=progress, **where)
     warn_of_optimism(result, stacklevel=2)
     return result
+
+
+def _workers_of(
+    routine: Routine, workers: str | None, num_workers: int | None, ray_address: str | None
+) -> dict[str, Any]:
+    """Arguments for `routine.run` that say who does the work."""
+    name = type(routine).__name__
+    if name != "Exact":
+        raise ValueError(
+            f"workers: expected none with {name}, got {workers!r}; Exact alone takes them"
+        )
+    if workers != "ray":
+        raise ValueError(
+            f"workers: expected 'ray' with Exact, whose blocks of states exchange messages on a "
+            f"Ray cluster, got {workers!r}"
+        )
+    return {"workers": workers, "num_workers": num_workers, "ray_address": ray_address}
 
 
 @dataclasses.dataclass(frozen=True)

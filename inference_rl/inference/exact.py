@@ -49,6 +49,9 @@ class Exact:
 
     In Python the temperature may be a torch scalar, to differentiate by.
 
+    Finite models whose tables exceed one process are cut into blocks of states, one for each worker
+    on a Ray cluster: `infer(..., workers="ray")`; control, with a horizon or a discount below 1.
+
     :raises ValueError: a temperature below zero or not finite, a tolerance outside (0, 1), the
         posterior at temperature zero.
     """
@@ -90,12 +93,31 @@ class Exact:
         prior: ActionPrior | None = None,
         seed: int = 0,
         progress: Progress | None = None,
+        workers: str | None = None,
+        num_workers: int | None = None,
+        ray_address: str | None = None,
     ) -> InferenceResult:
+        if workers is not None:
+            from inference_rl.inference import exact_sharded
+
+            return exact_sharded.run(
+                self,
+                model,
+                prior=prior,
+                seed=seed,
+                progress=progress,
+                count=num_workers,
+                address=ray_address,
+            )
         return self._backend(model).run(self, model, prior=prior, seed=seed, progress=progress)
 
     def sample(
         self, result: InferenceResult, draws: int, *, horizon: int | None, seed: int
     ) -> xarray.DataTree:
+        if result.prior_source is not None:  # a program, solved in blocks: nobody has its tables
+            from inference_rl.inference import learned
+
+            return learned.sample(result, draws, horizon=horizon, seed=seed)
         return self._backend(result.model).sample(result, draws, horizon=horizon, seed=seed)
 
     def messages(self, result: InferenceResult) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""Beyond one process: what workers do, on this machine or on a Ray cluster."""
