@@ -290,13 +290,20 @@ def _sparse_factors(matrix: csr_array) -> Any:
 
 
 def refined(
-    evaluate: Evaluation, matrix: LinearMap, right: np.ndarray, *, accuracy: float = 1e-8
+    evaluate: Evaluation,
+    matrix: LinearMap,
+    right: np.ndarray,
+    *,
+    accuracy: float = 1e-8,
+    enough: float = 1e-14,
 ) -> np.ndarray:
-    """x = b + J x to rounding, (S,): solved to `accuracy`, and then for what is left of it."""
+    """x = b + J x, (S,): solved to `accuracy`, and then for what is left of it, until that is at
+    most `enough` times the largest |x|.
+    """
     total, left = np.zeros_like(right), right
     for _ in range(_REFINEMENTS):
         total = total + evaluate.solve(matrix, left, accuracy=accuracy)
         left = right - total + matrix @ total
-        if np.abs(left).max() <= 1e-14 * np.abs(total).max():
+        if np.abs(left).max() <= enough * np.abs(total).max():
             break
     return total

@@ -122,7 +122,9 @@ def run_in_blocks(
         shards = Shards(crew, edges)
         tabulated = time.perf_counter() - started
         if horizon is None:
-            messages = endless_messages(shards, settings.tolerance, _reporting(progress))
+            messages = endless_messages(
+                shards, temperature, settings.tolerance, _reporting(progress)
+            )
         else:
             messages = finite_messages(shards, model.discount, horizon)
         ties = _ties(shards, messages) if temperature == 0 else None

@@ -28,7 +28,7 @@ class WorkersLost(ConnectionError):
 
 
 class Crew(abc.ABC):
-    """Blocks 0, ..., count - 1, each somewhere.
+    """Blocks 0, ..., count - 1, each somewhere, once `replace` has made them.
 
     :ivar count: how many. :ivar routes: for each block, the numbers of those that it sends to.
 
@@ -55,7 +55,7 @@ class Crew(abc.ABC):
 
     @abc.abstractmethod
     def replace(self, numbers: Sequence[int]) -> None:
-        """Make these blocks anew, elsewhere if need be.
+        """Make these blocks, anew and elsewhere if need be.
 
         :raises BlocksLost: one of them is lost again. :raises WorkersLost: there is no room.
         """
@@ -71,10 +71,10 @@ class LocalCrew(Crew):
     def __init__(self, recipe: Recipe, count: int) -> None:
         self._recipe, self.count = recipe, count
         self.routes = [list(range(count))] * count
-        self._blocks = [recipe(number)() for number in range(count)]
+        self._blocks: dict[int, StateBlock] = {}
 
     def ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        return [getattr(b, method)(*a) for b, a in zip(self._blocks, arguments, strict=True)]
+        return [getattr(self._blocks[b], method)(*given) for b, given in enumerate(arguments)]
 
     def exchange(self, send: str, arguments: Sequence[tuple[Any, ...]], receive: str) -> list[Any]:
         sent = self.ask(send, arguments)

@@ -41,6 +41,12 @@ MOST_RECOVERIES = 20
 _ITERATIONS = 400
 """Basis vectors of one linear system."""
 
+_SUMMED = 1e-12
+"""Accuracy of the sums along a policy."""
+
+_ACCURACY = 0.01
+"""Of a Newton step. Closer than asked for: products cost less here than steps, which factorise."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ShardedMessages:
@@ -77,7 +83,8 @@ class Shards:
         self.largest_reward = 0.0
         self.terminal = np.empty(0, dtype=bool)
         self._prepared: PolicyMatrix | None = None
-        self.surviving(self._link)
+        self._begun = False
+        self.surviving(self._begin)
 
     @property
     def states(self) -> int:
@@ -108,6 +115,12 @@ class Shards:
         self._prepared = None
         self.crew.replace(lost.numbers)
         self._link()
+
+    def _begin(self) -> None:
+        if not self._begun:  # or else those that were lost have been made since
+            self._begun = True
+            self.crew.replace(range(self.crew.count))
+            self._link()
 
     def _link(self) -> None:
         """Let every block know what the others need of it."""
@@ -179,9 +192,9 @@ class Shards:
         """J x."""
         return self._whole(self.seen(vector, "multiply"), 0)
 
-    def solve(self, right: np.ndarray, accuracy: float) -> tuple[np.ndarray, int]:
-        """x whose residual is at most `accuracy` times that of zero, or the best there is; and the
-        products with J that it took.
+    def solve(self, right: np.ndarray, accuracy: float) -> tuple[np.ndarray, int, bool]:
+        """x whose residual is at most `accuracy` times that of zero, or the best there is; the
+        products with J that it took; and whether it is that accurate.
         """
         first = left = _norm(self.crew.ask("begin", self._parts(right)))
         used = products = 0
@@ -194,7 +207,7 @@ class Shards:
             products += coordinates.size + 1
             if not left < before:
                 break
-        return self._whole(self._ask("solution"), 0), products
+        return self._whole(self._ask("solution"), 0), products, left <= accuracy * first
 
     def _krylov(self, left: float, target: float) -> np.ndarray:
         """Coordinates of the step that leaves the least, in at most `BASIS` vectors."""
@@ -268,10 +281,12 @@ class ShardedBackup:
 class ShardedEvaluation:
     """GMRES over all blocks: what Newton's method evaluates policies by."""
 
-    direct = mixing = False
+    mixing = False
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
+        self.direct = True
+        """Whether the last solution was as accurate as it was asked to be."""
         self._sweeps_left = self._sweeps = 0
         self.products = 0
 
@@ -285,19 +300,19 @@ class ShardedEvaluation:
         if self._sweeps_left > 0:
             self._sweeps_left -= 1
             return right
-        return self.solve(linearise(), right, accuracy=accuracy)
+        return self.solve(linearise(), right, accuracy=min(accuracy, _ACCURACY))
 
     def solve(self, matrix: PolicyMatrix, right: np.ndarray, *, accuracy: float) -> np.ndarray:
         size = float(np.abs(right).max(initial=0.0))
         if size == 0 or not np.isfinite(size):
             return np.zeros_like(right)
 
-        def solution() -> tuple[np.ndarray, int]:
+        def solution() -> tuple[np.ndarray, int, bool]:
             self._shards.prepare(matrix)
             # Huge and tiny rewards: the squares in inner products would overflow or vanish.
             return self._shards.solve(right / size, accuracy)
 
-        found, products = self._shards.surviving(solution)
+        found, products, self.direct = self._shards.surviving(solution)
         self.products += products
         return found * size
 
@@ -306,10 +321,11 @@ class ShardedEvaluation:
 
 
 def endless_messages(
-    shards: Shards, tolerance: float, progress: Progress | None
+    shards: Shards, temperature: float, tolerance: float, progress: Progress | None
 ) -> ShardedMessages:
     """Control messages without a horizon, at a discount below one.
 
+    :param temperature: of the blocks, reward units.
     :param tolerance: error of V at which to stop, relative to its largest entry.
     """
     evaluate = ShardedEvaluation(shards)
@@ -317,7 +333,15 @@ def endless_messages(
     point: FixedPoint = newton(ShardedBackup(shards), evaluate, start, 0.0, tolerance, progress)
     q, policy, rates = shards.surviving(lambda: shards.conclude(point.value))
     matrix = PolicyMatrix(shards, point.value, "concluded")
-    sums = [refined(evaluate, matrix, np.ascontiguousarray(rate)) for rate in rates.T]
+
+    def summed(rate: np.ndarray) -> np.ndarray:
+        rate = np.ascontiguousarray(rate)
+        return refined(evaluate, matrix, rate, accuracy=_SUMMED, enough=10 * _SUMMED)
+
+    _, *others = rates.T
+    entropy, divergence, steps = map(summed, others)
+    # V is what is paid less what the divergence costs, and known better than any sum.
+    sums = (point.value + temperature * divergence, entropy, divergence, steps)
     return ShardedMessages(
         q=q,
         v=point.value,

@@ -18,8 +18,8 @@ import cloudpickle
 from inference_rl.scale_out.crew import BlocksLost, Crew, Recipe, WorkersLost
 from inference_rl.targets import FILE_MODULES
 
-STARTING = 60.0
-"""Seconds that an actor may take to start, wherever there is room."""
+STARTING = 180.0
+"""Seconds that actors may take to start, of which importing torch is most where cores are few."""
 
 
 @contextlib.contextmanager
@@ -68,7 +68,6 @@ class RayCrew(Crew):
     """One actor for each block, spread over the nodes.
 
     :ivar actors: the actors, by number of block.
-    :raises WorkersLost: one does not start.
     """
 
     def __init__(self, recipe: Recipe, count: int) -> None:
@@ -77,11 +76,6 @@ class RayCrew(Crew):
         self._ray, self._recipe, self.count = ray, recipe, count
         self.routes = [list(range(count))] * count
         self.actors: list[Any] = [None] * count
-        try:
-            self.replace(range(count))
-        except BaseException:
-            self.close()
-            raise
 
     def ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         actors = zip(self.actors, arguments, strict=True)
