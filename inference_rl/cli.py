@@ -202,7 +202,7 @@ def _finish(
     quiet: bool,
 ) -> dict[str, Any]:
     """Evaluate, save, draw and report what was inferred."""
-    from inference_rl.diagnostics.pictures import draw_policy
+    from inference_rl.diagnostics.pictures import can_be_drawn, draw_policy
     from inference_rl.report import print_inference
 
     progress("evaluating")
@@ -210,7 +210,8 @@ def _finish(
     if evaluation is not None:
         result.metrics.append(evaluation)
     progress("saving")
-    draw_policy(result, out / "policy.png")
+    if can_be_drawn(result):
+        draw_policy(result, out / "policy.png")
     result.save(out)
     report = result.summary() | {"out": str(out), "evaluation": evaluation}
     if not quiet:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,6 +18,9 @@ import cloudpickle
 
 from inference_rl.scale_out.crew import BlocksLost, Crew, Recipe, WorkersLost
 from inference_rl.targets import FILE_MODULES
+
+REACHING = 10.0
+"""Seconds that a cluster may take to answer at all."""
 
 STARTING = 180.0
 """Seconds that actors may take to start, of which importing torch is most where cores are few."""
@@ -42,6 +46,8 @@ def connected(address: str | None) -> Iterator[int]:
     if ray.is_initialized():
         yield _processors()
         return
+    if address is not None:
+        _check_reachable(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         quiet["include_dashboard"] = False
@@ -56,6 +62,20 @@ def connected(address: str | None) -> Iterator[int]:
         yield _processors()
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes, and say so on stderr all the while."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # "auto" and the like
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACHING).close()
+    except OSError as error:
+        raise ValueError(
+            f"ray_address: expected the address of a Ray cluster, got {address!r}, where nothing "
+            f"answers ({error}); `ray start --head` prints that of the cluster it starts"
+        ) from error
 
 
 def _processors() -> int:
