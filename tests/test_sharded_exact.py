@@ -20,11 +20,12 @@ from torch import Tensor
 from inference_rl import SAC, EnvironmentModel, Exact, FiniteModel, infer, load_target
 from inference_rl.diagnostics.pictures import can_be_drawn
 from inference_rl.distributions import SparseCategorical, categorical
+from inference_rl.environment import WithPreviousAction
 from inference_rl.inference import InferenceResult
 from inference_rl.inference.exact_sharded import run_in_blocks
 from inference_rl.models.double_integrator import DoubleIntegrator
 from inference_rl.models.grid_world import GridWorld
-from inference_rl.priors import ActionPrior, CategoricalPrior
+from inference_rl.priors import ActionPrior, CategoricalPrior, StickyPrior
 from inference_rl.scale_out.crew import BlocksLost, Crew, LocalCrew, Recipe, WorkersLost
 from inference_rl.scale_out.sharded_control import MOST_RECOVERIES
 from inference_rl.scale_out.state_block import Parts, StateBlock
@@ -197,12 +198,16 @@ def test_the_default_tolerance_is_certified() -> None:
 
 def test_a_prior_by_itself_and_one_that_remembers() -> None:
     table = torch.tensor(np.random.default_rng(3).dirichlet(np.ones(3), size=40))
-    for model, prior in (
+    sticky = StickyPrior(random_model().action_space, stickiness=0.7)
+    cases: list[tuple[EnvironmentModel, ActionPrior]] = [
         (random_model(), CategoricalPrior(probs=table)),
         (Ring(40, 0.9), CategoricalPrior(probs=table)),
-    ):
+        (random_model(20), sticky),
+    ]
+    for model, prior in cases:
         routine = Exact(temperature=0.2, tolerance=1e-12)
-        assert_same(in_blocks(model, routine, 3, prior), infer(model, routine, prior=prior))
+        as_seen = WithPreviousAction(model) if prior is sticky else model  # as `infer` does
+        assert_same(in_blocks(as_seen, routine, 3, prior), infer(model, routine, prior=prior))
 
 
 def test_there_are_no_more_blocks_than_states() -> None:
