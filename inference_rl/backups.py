@@ -47,6 +47,24 @@ def soft_policy(q: Tensor, log_prior: Tensor, temperature: float | Tensor) -> Te
     return torch.softmax(log_prior + advantage, -1)
 
 
+def log_ratio(policy: Tensor, log_prior: Tensor) -> Tensor:
+    """log(π / ρ), zero where π is zero."""
+    taken = policy > 0
+    return torch.where(taken, policy, 1.0).log() - torch.where(taken, log_prior, 0.0)
+
+
+def policy_rates(policy: Tensor, reward: Tensor, log_prior: Tensor) -> Tensor:
+    """What a step brings under `policy` (..., S, A), (..., S, 4): reward (in its units), entropy,
+    divergence from the prior (nats) and the step itself.
+
+    :param reward: (S, A), expected.
+    """
+    entropy = -torch.special.xlogy(policy, policy).sum(-1)
+    divergence = (policy * log_ratio(policy, log_prior)).sum(-1)
+    paid = (policy * reward).sum(-1)
+    return torch.stack([paid, entropy, divergence, torch.ones_like(entropy)], dim=-1)
+
+
 def control_q(model: FiniteModel, v: Tensor) -> Tensor:
     """Q(s, a) = r̄(s, a) + discount · E[V(s')], (S, A). Levine (2018), §3.1."""
     return model.expected_reward() + model.discount * model.expected_value(v)

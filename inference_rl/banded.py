@@ -79,6 +79,11 @@ class BandOrder:
         return max(self.below, self.above, 1)
 
     @property
+    def layer(self) -> int:
+        """How many states see one another across, at most."""
+        return max(min(self.below, self.above), 1)
+
+    @property
     def bytes(self) -> int:
         """What the factors of a matrix take."""
         return 8 * (3 * self.width + 1) * self.place.size

@@ -7,7 +7,9 @@ under the policy that is best against V (control) or under the posterior's own d
 so that a Newton step is an evaluation of that policy.
 
 The transition is a CSR matrix of shape (S·A, S) whose row s·A + a is P(· | s, a). It is read in
-blocks of states that share its memory, by one thread per core.
+blocks of states that share its memory, by one thread per core. `ControlBackup` also takes the rows
+of n states alone, with as many columns as they see states, their own first: a value then has one
+entry a column, and T V one a row.
 """
 
 from __future__ import annotations
@@ -39,6 +41,12 @@ _NEAR = 0.5
 """Nats. Below it, the bounds on rounding of the two forms of the posterior's backup are alike."""
 
 
+class LinearMap(Protocol):
+    """A matrix, as a `csr_array` is one, or what can multiply like it."""
+
+    def __matmul__(self, vector: np.ndarray) -> np.ndarray: ...
+
+
 class BellmanOperator(Protocol):
     """A monotone operator on values, and what Newton's method needs of it."""
 
@@ -52,17 +60,20 @@ class BellmanOperator(Protocol):
     def rounding(self, value: np.ndarray, backed_up: np.ndarray) -> float:
         """Bound on the sup norm of (computed T V) - (exact T V)."""
 
-    def derivative(self, value: np.ndarray, backed_up: np.ndarray) -> csr_array:
+    def derivative(self, value: np.ndarray, backed_up: np.ndarray) -> LinearMap:
         """∂T/∂V at `value`, (S, S), the one at which T was last applied. May repeat entries."""
 
 
 class StateBlocks:
-    """A table of transitions as blocks of consecutive states, mapped over by a few threads."""
+    """A table of transitions as blocks of consecutive states, mapped over by a few threads.
 
-    def __init__(self, transition: csr_array, actions: int) -> None:
-        states = transition.shape[1]
+    :param threads: whether to use them; a process that shares its cores with others does not.
+    """
+
+    def __init__(self, transition: csr_array, actions: int, *, threads: bool = True) -> None:
+        states = transition.shape[0] // actions
         work = transition.nnz + states * actions
-        self._parallel = work >= _THREAD_NONZEROS
+        self._parallel = threads and work >= _THREAD_NONZEROS
         cores = _cores() if self._parallel else 1
         # As many for each thread, so that none is left to finish alone.
         count = min(states, cores * max(1, -(-work // (cores * _BLOCK_NONZEROS))))
@@ -143,6 +154,7 @@ class ControlBackup:
         terminal: np.ndarray,
         discount: float,
         temperature: float,
+        threads: bool = True,
     ) -> None:
         states, actions = reward.shape
         allowed = np.isfinite(log_prior)
@@ -153,7 +165,7 @@ class ControlBackup:
         self.log_prior = log_prior
         self.q = np.zeros((states, actions))
         """Q (S, A) of the last backup; plus temperature · log ρ when the prior is `_folded`."""
-        self._blocks = StateBlocks(transition, actions)
+        self._blocks = StateBlocks(transition, actions, threads=threads)
         self._reward_scale = _largest_finite(self.reward)
         penalty = temperature * max(1.0, _largest_finite(log_prior))
         self._folded = 0 < penalty <= self._reward_scale
@@ -172,7 +184,7 @@ class ControlBackup:
         )
 
     def __call__(self, value: np.ndarray) -> np.ndarray:
-        backed_up = np.empty_like(value)
+        backed_up = np.empty(len(self.q))
 
         def block(low: int, high: int, rows: csr_array) -> None:
             q = self.q[low:high]
@@ -271,7 +283,8 @@ class ControlBackup:
 
         self._blocks.map(block)
         by_state = np.ascontiguousarray(indptr[::actions])
-        return csr_array((data, self.transition.indices, by_state), shape=(states, states))
+        shape = (states, self.transition.shape[1])
+        return csr_array((data, self.transition.indices, by_state), shape=shape)
 
 
 class PosteriorBackup:

@@ -107,11 +107,11 @@ else:  # made when this runs, which is too late for a type checker
 
 @dataclasses.dataclass
 class Collecting:
-    """Who steps the environments of a learned routine."""
+    """Who steps the environments of a learned routine, or shares the table of a finite model."""
 
     workers: Annotated[str | None, tyro.conf.arg(metavar="N|ray")] = None
-    """So many processes of this machine beside this one, or actors on a Ray cluster. The run is the
-    same."""
+    """So many processes of this machine beside this one, or actors on a Ray cluster, which exact
+    needs. What comes of it is the same."""
     num_workers: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """How many actors on Ray."""
     ray_address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
@@ -185,15 +185,19 @@ class Infer:
             prior = _load_prior(self, model)
             free = self.out or _free_directory(model.name, self.routine.name, self.seed)
             out = stack.enter_context(_claimed(free))
-            where: dict[str, Any] = {}
+            where = {}
             if hasattr(self.routine, "save_every"):
                 setup.write(out, self.routine, model, prior, self.seed, episodes=self.episodes)
-                where["directory"] = out
-            if workers is not None:
-                where["workers"] = workers
+                where = {"directory": out}
             with _one_sentence(out):
                 result = infer(
-                    model, self.routine, prior=prior, seed=self.seed, progress=progress, **where
+                    model,
+                    self.routine,
+                    prior=prior,
+                    seed=self.seed,
+                    progress=progress,
+                    workers=workers,
+                    **where,
                 )
                 return _finish(result, out, self.episodes, progress, self.json)
 
@@ -240,7 +244,7 @@ def _finish(
     quiet: bool,
 ) -> dict[str, Any]:
     """Evaluate, save, draw and report what was inferred."""
-    from inference_rl.diagnostics.pictures import draw_policy
+    from inference_rl.diagnostics.pictures import can_be_drawn, draw_policy
     from inference_rl.report import print_inference
 
     progress("evaluating")
@@ -248,7 +252,8 @@ def _finish(
     if evaluation is not None:
         result.metrics.append(evaluation)
     progress("saving")
-    draw_policy(result, out / "policy.png")
+    if can_be_drawn(result):
+        draw_policy(result, out / "policy.png")
     result.save(out)
     report = result.summary() | {
         "out": str(out),

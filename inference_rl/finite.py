@@ -22,13 +22,13 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from inference_rl.distributions import (
-    ROW_SUM_TOLERANCE,
     SparseCategorical,
     categorical,
     check_probabilities,
     log_or_impossible,
 )
 from inference_rl.environment import EnvironmentModel
+from inference_rl.state_rows import StateRows, row_sum
 
 
 class FiniteModel(EnvironmentModel):
@@ -117,8 +117,7 @@ class FiniteModel(EnvironmentModel):
 
     def row_sum(self, values: Tensor) -> Tensor:
         """Sum values along the non-zeros (N,) over each row: (S, A)."""
-        total = torch.segment_reduce(values, "sum", offsets=self.pointers, initial=0)
-        return total.reshape(self.num_states, self.num_actions)
+        return row_sum(values, self.pointers, self.num_actions)
 
     def row_log_mean_exp(self, values: Tensor) -> Tensor:
         """log Σ_s' P exp(values) in each row, for values along the non-zeros (N,): (S, A).
@@ -264,46 +263,40 @@ class FiniteModel(EnvironmentModel):
         self.observe = model.observe  # type: ignore[method-assign]
         return self
 
+    def part(self, low: int, high: int) -> StateRows:
+        """The rows of the states low, ..., high - 1, copied."""
+        pointers = self.pointers[low * self.num_actions : high * self.num_actions + 1]
+        entries, states = slice(int(pointers[0]), int(pointers[-1])), slice(low, high)
+        return StateRows(
+            first=low,
+            pointers=pointers - pointers[0],
+            successors=self.successors[entries].clone(),
+            probabilities=self.probabilities[entries].clone(),
+            rewards=self.rewards[entries].clone(),
+            log_prior=self.log_prior[states].clone(),
+            terminal=self.is_terminal[states].clone(),
+        )
+
     def _check(self) -> None:
-        actions = self.num_actions
-        if not 0 <= self.discount <= 1:
-            raise ValueError(f"discount: expected a number in [0, 1], got {self.discount}")
-        if self.horizon is not None and not (isinstance(self.horizon, int) and self.horizon >= 1):
-            raise ValueError(
-                f"horizon: expected a whole number of steps >= 1 or None, got {self.horizon!r}"
-            )
-        if not torch.isfinite(self.rewards).all():
-            row = int(self.rows()[~torch.isfinite(self.rewards)][0])
-            raise ValueError(
-                f"reward: expected finite numbers, got "
-                f"{self.rewards[~torch.isfinite(self.rewards)][0].item()} for state "
-                f"{row // actions}, action {row % actions}; forbid an action by a prior of zero "
-                "rather than by an infinite penalty"
-            )
-        for name, at in (("negative", self.probabilities < 0), ("NaN", self.probabilities.isnan())):
-            if at.any():
-                row = int(self.rows()[at][0])
-                raise ValueError(
-                    f"transition: expected probabilities, got {self.probabilities[at][0].item():g} "
-                    f"({name}) for state {row // actions}, action {row % actions}"
-                )
-        total = self.row_sum(self.probabilities.detach())
-        wrong = ((total - 1).abs() > ROW_SUM_TOLERANCE) & ~self.is_terminal.unsqueeze(-1)
-        if wrong.any():
-            state, action = wrong.nonzero()[0].tolist()
-            raise ValueError(
-                f"transition: expected probabilities that sum to one, got "
-                f"{total[state, action].item():.9g} for state {state}, action {action}"
-            )
+        check_time(self.discount, self.horizon)
+        StateRows(
+            first=0,
+            pointers=self.pointers,
+            successors=self.successors,
+            probabilities=self.probabilities,
+            rewards=self.rewards,
+            log_prior=self.log_prior,
+            terminal=self.is_terminal,
+        ).check()
         check_probabilities(self.initial.detach(), "initial state")
-        mass = self.log_prior.detach().exp().sum(-1)
-        wrong = ~((mass - 1).abs() <= ROW_SUM_TOLERANCE)
-        if wrong.any():
-            state = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"action prior: expected probabilities over {actions} actions that sum to one, got "
-                f"a sum of {mass[state].item():.9g} in state {state}"
-            )
+
+
+def check_time(discount: float, horizon: int | None) -> None:
+    """:raises ValueError: they are no discount, or no horizon."""
+    if not 0 <= discount <= 1:
+        raise ValueError(f"discount: expected a number in [0, 1], got {discount}")
+    if horizon is not None and not (isinstance(horizon, int) and horizon >= 1):
+        raise ValueError(f"horizon: expected a whole number of steps >= 1 or None, got {horizon!r}")
 
 
 def take(values: Tensor, slots: Tensor) -> Tensor:

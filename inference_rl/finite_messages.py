@@ -77,7 +77,7 @@ def control_messages(
     def act(q: Tensor) -> Tensor:
         policy = soft_policy(q, model.log_prior, temperature)
         if temperature == 0 and model.discount == 1:
-            return _ending(model, policy, tied_actions(model, q, point.residual))
+            return _ending(model, policy, tied_actions(model.log_prior, q, point.residual))
         return policy
 
     def evaluated(q: Tensor) -> Tensor:
@@ -165,10 +165,17 @@ def _backward(
     for _ in range(model.horizon):
         q.append(step(v[-1]))
         v.append(value(q[-1]))
-        # Each backup sums `widest` terms, and rounds each sum by at most that many units.
         size = max(scale, _largest(v[-1]), _largest(q[-1]))
-        bound = contraction * bound + (widest + 8) * 2.0**-53 * size
+        bound = rounding_of_steps(bound, contraction, widest, size)
     return torch.stack(q[::-1]), torch.stack(v[::-1]), bound
+
+
+def rounding_of_steps(later: float, contraction: float, widest: int, size: float) -> float:
+    """Bound on the rounding of a value, given that of the value one step `later`.
+
+    Each backup sums `widest` terms of at most `size`, and rounds each sum by as many units.
+    """
+    return contraction * later + (widest + 8) * 2.0**-53 * size
 
 
 def _largest(values: Tensor) -> float:
@@ -269,9 +276,9 @@ def _number(value: float | Tensor) -> float:
     return value if isinstance(value, int | float) else float(value.item())
 
 
-def tied_actions(model: FiniteModel, q: Tensor, error: float) -> Tensor:
+def tied_actions(log_prior: Tensor, q: Tensor, error: float) -> Tensor:
     """Which actions are best in their state, (..., S, A), for V known within `error`."""
-    q = torch.where(model.log_prior > -torch.inf, q, -torch.inf).detach()
+    q = torch.where(log_prior > -torch.inf, q, -torch.inf).detach()
     best = q.amax(-1, keepdim=True)
     return q >= best - 2 * error - 1e-12 * best.abs()
 

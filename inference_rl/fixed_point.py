@@ -34,7 +34,7 @@ from inference_rl.bellman_operators import (
     PosteriorBackup,
 )
 from inference_rl.end_components import CollapsedBackup, end_components
-from inference_rl.policy_evaluation import PolicyEvaluation
+from inference_rl.policy_evaluation import Evaluation, PolicyEvaluation
 
 Progress = Callable[[int, float], None]
 
@@ -96,7 +96,9 @@ def solve_control(
     :param progress: called as progress(iterations, error_bound), at most ten times a second.
     :raises ValueError: malformed tables, or a value that is not finite.
     """
-    transition, log_prior, terminal, row_mass = _checked(transition, log_prior, terminal, discount)
+    tables = checked_tables(transition, log_prior, terminal)
+    transition, log_prior, terminal, row_mass = tables
+    _check_span(transition, log_prior, terminal, discount)
     states, actions = log_prior.shape
     reward = np.asarray(reward, dtype=np.float64)
     if reward.shape != (states, actions):
@@ -129,7 +131,7 @@ def solve_control(
         matrix, rate = collapsed.prior_dynamics()
         evaluate = PolicyEvaluation(matrix, discount=1.0, closed=False)
         start = evaluate.solve(matrix, rate, accuracy=1e-8)
-        found = _newton(collapsed, evaluate, start, absolute or 0.0, relative, progress)
+        found = newton(collapsed, evaluate, start, absolute or 0.0, relative, progress)
         found, start = replace(found, value=found.value[component]), start[component]
     else:
         by_state = np.ascontiguousarray(transition.indptr[::actions])
@@ -141,7 +143,7 @@ def solve_control(
             prior = np.exp(log_prior)
             expected = np.einsum("sa,sa->s", prior, np.where(allowed, reward, 0.0))
             start = evaluate.solve(operator.evaluation(prior), expected, accuracy=1e-8)
-        found = _newton(operator, evaluate, start, absolute or 0.0, relative, progress)
+        found = newton(operator, evaluate, start, absolute or 0.0, relative, progress)
     if discount == 1 and found.error_bound == np.inf:
         # Policies that hardly ever end leave linear systems that no digit can be trusted of.
         swept = _swept(operator, start)
@@ -194,27 +196,33 @@ def solve_posterior(
             f"got {weights.shape}"
         )
     _require(np.isfinite(weights), "log_weight", "a finite number")
-    transition, log_prior, terminal, _ = _checked(transition, log_prior, terminal, discount)
+    transition, log_prior, terminal, _ = checked_tables(transition, log_prior, terminal)
+    _check_span(transition, log_prior, terminal, discount)
     operator = PosteriorBackup(transition, weights, log_prior, terminal=terminal, discount=discount)
     evaluate = PolicyEvaluation(operator.matrix, discount=discount, closed=False)
     start = np.zeros(terminal.size)
     if discount == 1:
         matrix, rate = operator.prior_dynamics(weights)
         start = evaluate.solve(matrix, rate, accuracy=1e-8)
-    found = _newton(operator, evaluate, start, 0.0, relative, progress)
+    found = newton(operator, evaluate, start, 0.0, relative, progress)
     if found.error_bound == np.inf:
         _check_evidence_is_finite(operator)
     return found
 
 
-def _newton(
+def newton(
     operator: BellmanOperator,
-    evaluate: PolicyEvaluation,
+    evaluate: Evaluation,
     value: np.ndarray,
     absolute: float,
     relative: float,
     progress: Progress | None,
 ) -> FixedPoint:
+    """The fixed point of `operator`, from `value` on, known to max(absolute, relative · max |V|) or
+    as well as rounding allows.
+
+    :param evaluate: solves the linear systems; of no more than moderate accuracy, if need be.
+    """
     closed = operator.slope[1] < 1 and not operator.terminal.any()
     polish = value.size <= _POLISH_STATES
     told = time.monotonic()
@@ -313,7 +321,7 @@ def _sweeps_to(target: float, bound: float, slope: float) -> float:
 
 def _supersolution(
     operator: BellmanOperator,
-    evaluate: PolicyEvaluation,
+    evaluate: Evaluation,
     value: np.ndarray,
     backed_up: np.ndarray,
     scale: float,
@@ -350,16 +358,36 @@ def _supersolution(
     return np.inf, 2 * attempt + 1
 
 
-def _checked(
+def _check_span(
     transition: csr_array, log_prior: np.ndarray, terminal: np.ndarray, discount: float
+) -> None:
+    """Raise unless these are rows of all states, whose returns are finite."""
+    if transition.shape[1] != len(log_prior):
+        raise ValueError(
+            f"transition: expected shape (S·A, S) as log_prior is {log_prior.shape}, got "
+            f"{transition.shape}"
+        )
+    if not 0 <= discount <= 1:
+        raise ValueError(f"discount: expected a number in [0, 1], got {discount}")
+    if discount == 1:
+        check_every_state_ends(transition, log_prior, terminal)
+
+
+def checked_tables(
+    transition: csr_array, log_prior: np.ndarray, terminal: np.ndarray
 ) -> tuple[csr_array, np.ndarray, np.ndarray, np.ndarray]:
-    """The tables, verified; log_prior normalised; and the mass of each row of the transition."""
+    """The tables of n states, verified; log_prior normalised; and the mass of each row that is not
+    of a terminal state.
+
+    :param transition: (n·A, columns). :param log_prior: (n, A). :param terminal: (n,).
+    :raises ValueError: malformed tables.
+    """
     log_prior = np.asarray(log_prior, dtype=np.float64)
     terminal = np.asarray(terminal)
     if log_prior.ndim != 2 or 0 in log_prior.shape:
         raise ValueError(f"log_prior: expected shape (S, A), got {log_prior.shape}")
     states, actions = log_prior.shape
-    if transition.shape != (states * actions, states):
+    if transition.shape[0] != states * actions:
         raise ValueError(
             f"transition: expected shape (S·A, S) = {(states * actions, states)} as log_prior is "
             f"{log_prior.shape}, got {transition.shape}"
@@ -368,12 +396,10 @@ def _checked(
         raise ValueError(
             f"terminal: expected {states} booleans, got {terminal.dtype} of shape {terminal.shape}"
         )
-    if not 0 <= discount <= 1:
-        raise ValueError(f"discount: expected a number in [0, 1], got {discount}")
     transition = csr_array(transition)
     if transition.dtype != np.float64:
         raise ValueError(f"transition: expected float64 probabilities, got {transition.dtype}")
-    mass = (transition @ np.ones(states)).reshape(states, actions)
+    mass = (transition @ np.ones(transition.shape[1])).reshape(states, actions)
     if transition.data.min(initial=0.0) < 0 or not np.isfinite(mass).all():
         raise ValueError("transition: expected probabilities >= 0, got a negative or NaN entry")
     allowed = log_prior > -np.inf
@@ -396,8 +422,6 @@ def _checked(
             f"log_prior: expected probabilities of state {state} to sum to one, got "
             f"{total[state]:.17g}; allow at least one action and normalise"
         )
-    if discount == 1:
-        check_every_state_ends(transition, log_prior, terminal)
     return transition, log_prior - np.log(total)[:, None], terminal, mass[~terminal]
 
 

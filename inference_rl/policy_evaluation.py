@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum, auto
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.linalg import lapack
@@ -25,7 +26,7 @@ from scipy.sparse import csc_array, csr_array, eye_array
 from scipy.sparse.linalg import LinearOperator, bicgstab, splu
 
 from inference_rl.banded import BandOrder, TwistedFactors
-from inference_rl.bellman_operators import StateBlocks
+from inference_rl.bellman_operators import LinearMap, StateBlocks
 
 _DENSE_STATES = 300
 _MIXED = 0.6
@@ -39,6 +40,7 @@ _KRYLOV_ITERATIONS = 400
 _BAND_BYTES = 1.2e9
 _BAND_WIDTH = 300
 _SWEEPS_PER_LAYER = 4
+_REFINEMENTS = 50
 
 
 class _Method(Enum):
@@ -47,6 +49,29 @@ class _Method(Enum):
     BANDED = auto()
     SPARSE = auto()
     KRYLOV = auto()
+
+
+class Evaluation(Protocol):
+    """What Newton's method needs of whoever solves its linear systems; see `PolicyEvaluation`."""
+
+    products: int
+
+    @property
+    def direct(self) -> bool: ...
+
+    @property
+    def sweeping(self) -> bool: ...
+
+    @property
+    def mixing(self) -> bool: ...
+
+    def __call__(
+        self, linearise: Callable[[], Any], right: np.ndarray, *, accuracy: float
+    ) -> np.ndarray: ...
+
+    def solve(self, matrix: Any, right: np.ndarray, *, accuracy: float) -> np.ndarray: ...
+
+    def retreat(self) -> None: ...
 
 
 class PolicyEvaluation:
@@ -195,34 +220,17 @@ class PolicyEvaluation:
 
     def _choose_slow(self) -> None:
         order, states = BandOrder(self._graph), self._graph.shape[0]
-        layer = max(min(order.below, order.above), 1)
-        if (
-            order.below + order.above <= _BAND_WIDTH
-            and order.bytes <= _BAND_BYTES
-            and 3 * order.width <= states
-        ):
+        self._method = _direct_method(order) or _Method.KRYLOV
+        if self._method is _Method.BANDED:
             self._factors = TwistedFactors(order)
-            self._method = _Method.BANDED
-            return
-        if states <= _SPARSE_STATES or (
-            # As a sheet has, whose factors stay sparse.
-            layer**2 <= 4 * states and states <= _SHEET_STATES
-        ):
-            self._method = _Method.SPARSE
-        else:
-            self._method = _Method.KRYLOV
-        if states > _SMALL_STATES and not self._closed:
+        elif states > _SMALL_STATES and not self._closed:
             # What ends the episode is felt one step further away per sweep, and often that is all
             # there is to it: a shortest path is found without solving for any other.
-            self._sweeps_left = self._sweeps = _SWEEPS_PER_LAYER * (states // layer)
+            self._sweeps_left = self._sweeps = _SWEEPS_PER_LAYER * (states // order.layer)
 
     def _sparse(self, matrix: csr_array, right: np.ndarray, accuracy: float) -> np.ndarray:
-        system = csc_array(eye_array(right.size) - matrix)
-        try:
-            # Rows of I - J are diagonally dominant: pivoting would only spoil the ordering.
-            return splu(system, diag_pivot_thresh=0.0).solve(right)
-        except RuntimeError:  # exactly singular
-            return np.zeros_like(right)
+        factors = _sparse_factors(matrix)
+        return np.zeros_like(right) if factors is None else factors.solve(right)
 
     def _banded(self, matrix: csr_array, right: np.ndarray, accuracy: float) -> np.ndarray:
         assert self._factors is not None
@@ -230,3 +238,72 @@ class PolicyEvaluation:
         if not self._factorised:
             return self._sparse(matrix, right, accuracy)
         return self._factors.solve(right)
+
+
+class PartFactors:
+    """(I - J)^{-1} of a part of the states, where it is cheap; elsewhere the identity in its place.
+
+    :param graph: every transition within the part under any action, (n, n) CSR.
+    """
+
+    def __init__(self, graph: csr_array) -> None:
+        order = BandOrder(graph)
+        method = _direct_method(order)
+        self.direct = method is not None
+        """Whether `factorise` does anything."""
+        self._banded = TwistedFactors(order) if method is _Method.BANDED else None
+        self._solve: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def factorise(self, matrix: csr_array) -> None:
+        """Replace the factors by those of I - `matrix`, (n, n), with the entries of the graph."""
+        if self._banded is not None and self._banded.factorise(matrix):
+            self._solve = self._banded.solve
+            return
+        factors = _sparse_factors(matrix)
+        self._solve = None if factors is None else factors.solve
+
+    def __call__(self, right: np.ndarray) -> np.ndarray:
+        return right if self._solve is None else self._solve(right)
+
+
+def _direct_method(order: BandOrder) -> _Method | None:
+    """How to factorise I - J on this graph, if that is cheap at all."""
+    states = order.place.size
+    if (
+        order.below + order.above <= _BAND_WIDTH
+        and order.bytes <= _BAND_BYTES
+        and 3 * order.width <= states
+    ):
+        return _Method.BANDED
+    # Those of a sheet stay sparse.
+    sheet = order.layer**2 <= 4 * states and states <= _SHEET_STATES
+    return _Method.SPARSE if states <= _SPARSE_STATES or sheet else None
+
+
+def _sparse_factors(matrix: csr_array) -> Any:
+    """SuperLU's factors of I - `matrix`; None if it is singular."""
+    try:
+        # Rows of I - J are diagonally dominant: pivoting would only spoil the ordering.
+        return splu(csc_array(eye_array(matrix.shape[0]) - matrix), diag_pivot_thresh=0.0)
+    except RuntimeError:
+        return None
+
+
+def refined(
+    evaluate: Evaluation,
+    matrix: LinearMap,
+    right: np.ndarray,
+    *,
+    accuracy: float = 1e-8,
+    enough: float = 1e-14,
+) -> np.ndarray:
+    """x = b + J x, (S,): solved to `accuracy`, and then for what is left of it, until that is at
+    most `enough` times the largest |x|.
+    """
+    total, left = np.zeros_like(right), right
+    for _ in range(_REFINEMENTS):
+        total = total + evaluate.solve(matrix, left, accuracy=accuracy)
+        left = right - total + matrix @ total
+        if np.abs(left).max() <= enough * np.abs(total).max():
+            break
+    return total

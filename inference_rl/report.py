@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -95,11 +96,28 @@ def print_inference(result: InferenceResult, report: dict[str, Any]) -> None:
             "on the way to the end where waiting costs nothing.",
             highlight=False,
         )
+    if hasattr(result.details, "bytes_exchanged"):
+        print_blocks(result)
     if result.evidence.reason is not None:
         console.print(f"No evidence: {result.evidence.reason}.", highlight=False, markup=False)
     if report["evaluation"] is not None:
         print_evaluation(report["evaluation"])
-    console.print(f"Saved in {report['out']}, with a picture: policy.png", highlight=False)
+    drawn = (Path(report["out"]) / "policy.png").exists()
+    picture = ", with a picture: policy.png" if drawn else ""
+    console.print(f"Saved in {report['out']}{picture}", highlight=False)
+
+
+def print_blocks(result: InferenceResult) -> None:
+    """Who solved it, where workers did, and what they told one another."""
+    details = result.details
+    again = f", {details.recoveries} blocks made again" if details.recoveries else ""
+    Console().print(
+        f"In {details.workers} blocks: {details.exchanges} exchanges, "
+        f"{details.bytes_exchanged / 1e6:.3g} MB between workers, "
+        f"{details.bytes_gathered / 1e6:.3g} MB to and from here{again}.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def print_evaluation(evaluation: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ expected and what came.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,8 +24,9 @@ from inference_rl.distributions import (
     checked_categoricals,
 )
 from inference_rl.environment import EnvironmentModel
-from inference_rl.finite import FiniteModel, index_dtype, uniform_log_prior
+from inference_rl.finite import FiniteModel, check_time, index_dtype, uniform_log_prior
 from inference_rl.priors import ActionPrior
+from inference_rl.state_rows import StateRows
 
 CHUNK = 5_000_000
 """How many entries of a table are computed at a time. Their 40 MB are returned to the system when
@@ -47,14 +49,7 @@ def tabulate(
     The program runs with float64 as torch's default, so that its literals are exact. Gradients to
     the program's own parameters are kept.
     """
-    for name, space in (("state", model.state_space), ("action", model.action_space)):
-        if not isinstance(space, Discrete) or space.start != 0:
-            raise TypeError(
-                f"{model.name}: exact inference covers finite models (Discrete spaces that count "
-                f"from 0) and linear-Gaussian ones, got the {name} space {space}; write it as an "
-                "EnvironmentModel with Discrete spaces, such as a grid over its states, or as a "
-                "LinearGaussianModel"
-            )
+    check_countable(model)
     if isinstance(model, FiniteModel):
         finite = model
     else:
@@ -65,8 +60,51 @@ def tabulate(
     return finite.replace(log_prior=_tabulate_prior(prior, finite.is_terminal, finite.num_actions))
 
 
+def tabulate_rows(
+    model: EnvironmentModel, low: int, high: int, *, prior: ActionPrior | None = None
+) -> StateRows:
+    """The tables of the states low, ..., high - 1, without those of any other.
+
+    Arguments and errors are those of `tabulate`.
+    """
+    check_countable(model)
+    check_time(model.discount, model.horizon)
+    if isinstance(model, FiniteModel):
+        rows = model.part(low, high)
+    else:
+        with default_float64(), checked_categoricals():
+            rows = _Tabulation(model).rows(low, high)
+    if prior is not None:
+        actions, states = rows.log_prior.shape[1], int(model.state_space.n)  # type: ignore[attr-defined]
+        log_prior = _tabulate_prior(prior, rows.terminal, actions, first=low, states=states)
+        rows = dataclasses.replace(rows, log_prior=log_prior)
+    rows.check()
+    return rows
+
+
+def tabulate_initial(model: EnvironmentModel) -> Tensor:
+    """The probabilities of the first state, (S,); errors are those of `tabulate`."""
+    check_countable(model)
+    if isinstance(model, FiniteModel):
+        return model.initial
+    with default_float64(), checked_categoricals():
+        return _Tabulation(model).initial()
+
+
+def check_countable(model: EnvironmentModel) -> None:
+    """:raises TypeError: states or actions are not Discrete, or do not count from 0."""
+    for name, space in (("state", model.state_space), ("action", model.action_space)):
+        if not isinstance(space, Discrete) or space.start != 0:
+            raise TypeError(
+                f"{model.name}: exact inference covers finite models (Discrete spaces that count "
+                f"from 0) and linear-Gaussian ones, got the {name} space {space}; write it as an "
+                "EnvironmentModel with Discrete spaces, such as a grid over its states, or as a "
+                "LinearGaussianModel"
+            )
+
+
 class _Tabulation:
-    """One pass over the states of a program, in chunks, that fills a `FiniteModel`."""
+    """One pass over states of a program, in chunks, that fills tables."""
 
     def __init__(self, model: EnvironmentModel) -> None:
         self.model, self.name = model, model.name
@@ -75,14 +113,29 @@ class _Tabulation:
         self.states, self.actions = int(model.state_space.n), int(model.action_space.n)
 
     def run(self, progress: Callable[[str], None] | None) -> FiniteModel:
-        ended = self._call("terminal", torch.arange(self.states), dtype=torch.bool)
+        rows = self.rows(0, self.states, progress)
+        return FiniteModel(
+            pointers=rows.pointers,
+            successors=rows.successors,
+            probabilities=rows.probabilities,
+            rewards=rows.rewards,
+            initial=self.initial(),
+            log_prior=rows.log_prior,
+            terminal=rows.terminal,
+            discount=self.model.discount,
+            horizon=self.model.horizon,
+        )
+
+    def rows(self, low: int, high: int, progress: Callable[[str], None] | None = None) -> StateRows:
+        """Of the states low, ..., high - 1."""
+        ended = self._call("terminal", torch.arange(low, high), dtype=torch.bool)
         live = (~ended).nonzero().squeeze(-1)
-        lengths = torch.zeros(self.states, self.actions, dtype=torch.long)
+        lengths = torch.zeros(high - low, self.actions, dtype=torch.long)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         at, size = 0, 1  # the first state alone tells how wide a row is
         while at < len(live):
             chunk = live[at : at + size]
-            count, *part = self._chunk(chunk)
+            count, *part = self._chunk(low + chunk)
             lengths[chunk] = count
             parts.append((part[0], part[1], part[2]))
             at += size
@@ -95,18 +148,16 @@ class _Tabulation:
             if parts
             else (empty.to(index_dtype(self.states)), empty, empty)
         )
-        pointers = torch.zeros(self.states * self.actions + 1, dtype=torch.long)
+        pointers = torch.zeros(lengths.numel() + 1, dtype=torch.long)
         pointers[1:] = lengths.flatten().cumsum(0)
-        return FiniteModel(
+        return StateRows(
+            first=low,
             pointers=pointers,
             successors=successors,
             probabilities=probabilities,
             rewards=rewards,
-            initial=self._initial(),
-            log_prior=self._log_prior(ended),
+            log_prior=self._log_prior(ended, low),
             terminal=ended,
-            discount=self.model.discount,
-            horizon=self.model.horizon,
         )
 
     def _chunk(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -141,7 +192,7 @@ class _Tabulation:
         kept = next_state.to(index_dtype(self.states))
         return count.reshape(-1, self.actions), kept, probs[present], reward.double()
 
-    def _initial(self) -> Tensor:
+    def initial(self) -> Tensor:
         start = self._discrete("initial_state", (), self.states)
         if isinstance(start, SparseCategorical):
             return _dense(start, self.states, f"{self.name}.initial_state")
@@ -149,10 +200,11 @@ class _Tabulation:
             start.probs.double(), (0, self.states - start.probs.shape[-1])
         )
 
-    def _log_prior(self, ended: Tensor) -> Tensor:
+    def _log_prior(self, ended: Tensor, first: int) -> Tensor:
         if type(self.model).action_prior is EnvironmentModel.action_prior:
-            return uniform_log_prior(self.states, self.actions)
-        return _tabulate_prior(self.model.action_prior, ended, self.actions)
+            return uniform_log_prior(len(ended), self.actions)
+        prior = self.model.action_prior
+        return _tabulate_prior(prior, ended, self.actions, first=first, states=self.states)
 
     def _call(self, method: str, *arguments: Tensor, dtype: torch.dtype | None) -> Tensor:
         where = f"{self.name}.{method}"
@@ -245,16 +297,28 @@ def check_table_size(prior: ActionPrior, states: int) -> None:
         )
 
 
-def _tabulate_prior(prior: ActionPrior, ended: Tensor, actions: int) -> Tensor:
-    """log ρ as a table (S, A); uniform at terminal states, where nobody acts."""
+def _tabulate_prior(
+    prior: ActionPrior,
+    ended: Tensor,
+    actions: int,
+    *,
+    first: int = 0,
+    states: int | None = None,
+) -> Tensor:
+    """log ρ as a table (n, A); uniform at terminal states, where nobody acts.
+
+    :param ended: (n,), which states are terminal, from `first` on. :param states: of the whole
+        model; n if not given.
+    """
     live = (~ended).nonzero().squeeze(-1)
     table = uniform_log_prior(len(ended), actions)
-    check_table_size(prior, len(ended))
+    check_table_size(prior, len(ended) if states is None else states)
     where = prior_name(prior)
     rows = []
     with default_float64(), checked_categoricals():
         for chunk in live.split(max(1, CHUNK // actions)):
-            chosen = checked_discrete(call(where, prior, chunk), chunk.shape, actions, where)
+            chosen = call(where, prior, first + chunk)
+            chosen = checked_discrete(chosen, chunk.shape, actions, where)
             rows.append(_log_table(chosen, actions, where))
     return table.index_copy(0, live, torch.cat(rows)) if rows else table
 

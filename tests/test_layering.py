@@ -37,6 +37,7 @@ LAYERS = [
     },
     {"trajectory", "decision", "decision_value"},
     {
+        "state_rows",
         "finite",
         "tabulation",
         "prior_checks",

@@ -174,7 +174,7 @@ def test_all_that_is_wrong_with_workers_is_told() -> None:
     with pytest.raises(ValueError, match="workers: expected 1 to 5, for that many environments"):
         divided(load_target("CartPole-v1"), 6)
     model = load_target("chain")
-    with pytest.raises(ValueError, match="workers: expected none with Exact"):
+    with pytest.raises(ValueError, match="workers: expected them on Ray"):
         infer(model, routine_class("exact")(), workers=2)
     with pytest.raises(ValueError, match=r"expected ahead=False .*learns from what its own policy"):
         infer(model, routine_class("pcl")(), workers=Workers(1, ahead=True))

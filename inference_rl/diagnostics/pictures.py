@@ -40,6 +40,14 @@ def draw_policy(result: InferenceResult, path: str | Path) -> Path:
     return path
 
 
+def can_be_drawn(result: InferenceResult) -> bool:
+    """Whether `policy_figure` knows what to draw: not of a table that nobody here has."""
+    tabular = isinstance(result.policy, TabularPolicy) and not any(
+        "steps" in row for row in result.metrics
+    )
+    return not tabular or isinstance(result.model, FiniteModel)
+
+
 def policy_figure(result: InferenceResult) -> Figure:
     """The picture of `result` as a matplotlib figure, to be saved or embedded.
 

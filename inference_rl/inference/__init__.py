@@ -84,10 +84,12 @@ def infer(
     :param progress: called now and then with a few words on how far it has got.
     :param directory: where a learned routine saves checkpoints, and goes on from the last of them.
     :param workers: who steps the environments of a learned routine, this process if None: so many
-        processes beside it, or what `Workers` says. The run is the same, whoever does.
+        processes beside it, or what `Workers` says. The run is the same, whoever does. On Ray they
+        may share the table of a finite model among them, for `Exact`.
     :warns UserWarning: the policy is the posterior's, and the environment's dynamics are not.
     :raises TypeError: `model` is no `EnvironmentModel`, or not of a kind the routine can work on.
     :raises ValueError: the model, the prior or the settings are faulty, or the answer is infinite.
+    :raises ConnectionError: workers were lost that nothing could replace.
     """
     from inference_rl.environment import EnvironmentModel, WithPreviousAction
 
@@ -104,10 +106,6 @@ def infer(
         model = WithPreviousAction(model)
     where: dict[str, Any] = {}
     if workers is not None:
-        if not hasattr(routine, "save_every"):
-            raise ValueError(
-                f"workers: expected none with {type(routine).__name__}, which collects nothing"
-            )
         where["workers"] = Workers(workers) if isinstance(workers, int) else workers
     if directory is not None:
         if not hasattr(routine, "save_every"):

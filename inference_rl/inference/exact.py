@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from inference_rl.inference import InferenceResult, Progress
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
+    from inference_rl.scale_out import Workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,9 @@ class Exact:
     one it has no evidence but the rate at which that grows, `result.evidence.rate`.
 
     In Python the temperature may be a torch scalar, to differentiate by.
+
+    Finite models whose tables exceed one process are cut into blocks of states, one for each worker
+    on a Ray cluster: `infer(..., workers="ray")`; control, with a horizon or a discount below 1.
 
     :raises ValueError: a temperature below zero or not finite, a tolerance outside (0, 1), the
         posterior at temperature zero.
@@ -90,12 +94,23 @@ class Exact:
         prior: ActionPrior | None = None,
         seed: int = 0,
         progress: Progress | None = None,
+        workers: Workers | None = None,
     ) -> InferenceResult:
+        if workers is not None:
+            from inference_rl.inference import exact_sharded
+
+            return exact_sharded.run(
+                self, model, prior=prior, seed=seed, progress=progress, workers=workers
+            )
         return self._backend(model).run(self, model, prior=prior, seed=seed, progress=progress)
 
     def sample(
         self, result: InferenceResult, draws: int, *, horizon: int | None, seed: int
     ) -> xarray.DataTree:
+        if result.prior_source is not None:  # a program, solved in blocks: nobody has its tables
+            from inference_rl.inference import learned
+
+            return learned.sample(result, draws, horizon=horizon, seed=seed)
         return self._backend(result.model).sample(result, draws, horizon=horizon, seed=seed)
 
     def messages(self, result: InferenceResult) -> dict[str, Tensor]:

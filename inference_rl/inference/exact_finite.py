@@ -12,7 +12,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from inference_rl.backups import soft_value
+from inference_rl.backups import log_ratio, policy_rates, soft_value
 from inference_rl.distributions import log_or_impossible
 from inference_rl.environment import EnvironmentModel
 from inference_rl.finite import FiniteModel
@@ -36,7 +36,7 @@ from inference_rl.inference import (
 )
 from inference_rl.inference.exact_finite_sampling import sample
 from inference_rl.policies import TabularPolicy
-from inference_rl.policy_evaluation import PolicyEvaluation
+from inference_rl.policy_evaluation import PolicyEvaluation, refined
 from inference_rl.priors import ActionPrior
 from inference_rl.tabulation import tabulate
 
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from inference_rl.inference.exact import Exact
 
 __all__ = ["messages", "run", "sample"]
-
-REFINEMENTS = 50
-"""At most so many rounds of iterative refinement when a policy is evaluated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,12 +144,12 @@ def evidence_gap(
         log_evidence = _log_mean_exp(model.initial, first_step(posterior.v))
         start = log_evidence - model.initial @ first_step(posterior.v)
         # From the messages: probabilities far from one another underflow.
-        log_ratio = torch.where(
+        ratio = torch.where(
             control.policy > 0,
             _advantage(control, model) / as_number(temperature) - _advantage(posterior, model),
             0.0,
         )
-        policy_cost = (control.policy * log_ratio).sum(-1)
+        policy_cost = (control.policy * ratio).sum(-1)
         mean_weight = model.expected_reward() / temperature
 
         def dynamics_cost(q: Tensor, v: Tensor, pi: Tensor) -> Tensor:
@@ -184,17 +181,13 @@ def objective_parts(model: FiniteModel, policy: Tensor) -> ObjectiveParts:
     """Return, entropy, divergence from the prior and steps of `policy`, discounted sums."""
     with torch.no_grad():
         policy = policy.detach()
-        reward = (policy * model.expected_reward()).sum(-1)
-        entropy = -torch.special.xlogy(policy, policy).sum(-1)
-        divergence = (policy * _log_ratio(policy, model.log_prior)).sum(-1)
-        steps = torch.ones_like(entropy)
-        rates = torch.stack([reward, entropy, divergence, steps], dim=-1)
+        rates = policy_rates(policy, model.expected_reward(), model.log_prior)
         return ObjectiveParts(*(model.initial @ _along_policy(model, policy, rates)).tolist())
 
 
 def _objective(model: FiniteModel, policy: Tensor, temperature: float | Tensor) -> Tensor:
     """J(π) in KL form, differentiable in the model, the policy and the temperature."""
-    gain = model.expected_reward() - temperature * _log_ratio(policy, model.log_prior)
+    gain = model.expected_reward() - temperature * log_ratio(policy, model.log_prior)
     gain = (policy * gain).sum(-1)
 
     def step(gain: Tensor, policy: Tensor, v: Tensor) -> Tensor:
@@ -228,17 +221,7 @@ def _along_policy(model: FiniteModel, policy: Tensor, rates: Tensor) -> Tensor:
     closed = not bool(model.is_terminal.any())
     evaluate = PolicyEvaluation(matrix, discount=model.discount, closed=closed)
     matrix = matrix * model.discount
-
-    def solve(rate: np.ndarray) -> np.ndarray:
-        total, left = np.zeros_like(rate), rate
-        for _ in range(REFINEMENTS):
-            total = total + evaluate.solve(matrix, left, accuracy=1e-8)
-            left = rate - total + matrix @ total
-            if np.abs(left).max() <= 1e-14 * np.abs(total).max():
-                break
-        return total
-
-    columns = [solve(rate.contiguous().numpy()) for rate in rates.unbind(-1)]
+    columns = [refined(evaluate, matrix, r.contiguous().numpy()) for r in rates.unbind(-1)]
     return torch.from_numpy(np.stack(columns, axis=-1))
 
 
@@ -250,12 +233,6 @@ def _under_policy(model: FiniteModel, policy: Tensor) -> scipy.sparse.csr_array:
     return scipy.sparse.csr_array((weights.numpy(), model.csr.indices, grouped), shape=shape)
 
 
-def _log_ratio(policy: Tensor, log_prior: Tensor) -> Tensor:
-    """log(π / ρ), zero where π is zero."""
-    taken = policy > 0
-    return torch.where(taken, policy, 1.0).log() - torch.where(taken, log_prior, 0.0)
-
-
 def _advantage(messages: Messages, model: FiniteModel) -> Tensor:
     v = messages.v if model.horizon is None else messages.v[:-1]
     return messages.q - v.unsqueeze(-1)
@@ -263,7 +240,8 @@ def _advantage(messages: Messages, model: FiniteModel) -> Tensor:
 
 def _ties(model: FiniteModel, control: Messages) -> Tensor:
     known = math.isfinite(control.error_bound)
-    tied = tied_actions(model, control.q, control.error_bound if known else control.residual)
+    error = control.error_bound if known else control.residual
+    tied = tied_actions(model.log_prior, control.q, error)
     return torch.where(model.is_terminal, 0, tied.sum(-1))
 
 

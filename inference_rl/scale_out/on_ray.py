@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 from inference_rl.scale_out.workers import Worker, WorkerLost
+
+REACHING = 10.0
+"""Seconds that a cluster may take to answer at all."""
 
 
 @contextlib.contextmanager
@@ -20,6 +24,7 @@ def connected(address: str | None, count: int) -> Iterator[None]:
     """
     # Ray reports its use over the network, unless it is told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # it would warn of that
     try:
         import ray
     except ImportError as error:
@@ -31,6 +36,8 @@ def connected(address: str | None, count: int) -> Iterator[None]:
         _check_room(count)
         yield
         return
+    if address is not None:
+        _check_reachable(address)
     given: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         given |= {"include_dashboard": False, "num_cpus": max(count, os.cpu_count() or 1)}
@@ -46,6 +53,20 @@ def connected(address: str | None, count: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes, and say so on stderr all the while."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # "auto" and the like
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACHING).close()
+    except OSError as error:
+        raise ValueError(
+            f"ray_address: expected the address of a Ray cluster, got {address!r}, where nothing "
+            f"answers ({error}); `ray start --head` prints that of the cluster it starts"
+        ) from error
 
 
 def _check_room(count: int) -> None:

@@ -1,0 +1,125 @@
+"""The blocks of a model as actors on a Ray cluster, which send one another what they need.
+
+What a block hands out becomes one object for each block that needs it. Only references to these
+pass through this process, and larger objects go from node to node without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from inference_rl.scale_out.crew import BlocksLost, Crew, Recipe, WorkersLost
+from inference_rl.scale_out.transport import packed, unpacked
+
+STARTING = 180.0
+"""Seconds that actors may take to start, of which importing torch is most where cores are few."""
+
+
+class RayCrew(Crew):
+    """One actor for each block, spread over the nodes.
+
+    :ivar actors: the actors, by number of block.
+    """
+
+    def __init__(self, recipe: Recipe, count: int) -> None:
+        import ray
+
+        self._ray, self._recipe, self.count = ray, recipe, count
+        self.routes = [list(range(count))] * count
+        self.actors: list[Any] = [None] * count
+
+    def ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        actors = zip(self.actors, arguments, strict=True)
+        return self._answers([actor.ask.remote(method, *given) for actor, given in actors])
+
+    def exchange(self, send: str, arguments: Sequence[tuple[Any, ...]], receive: str) -> list[Any]:
+        got: list[dict[int, Any]] = [{} for _ in self.actors]
+        for source, (given, route) in enumerate(zip(arguments, self.routes, strict=True)):
+            call = self.actors[source].send.options(num_returns=max(len(route), 1))
+            sent = call.remote(send, route, *given)
+            for target, part in zip(route, sent if len(route) > 1 else [sent], strict=False):
+                got[target][source] = part
+        return self._answers(
+            [
+                actor.receive.remote(receive, list(halo), *halo.values())
+                for actor, halo in zip(self.actors, got, strict=True)
+            ]
+        )
+
+    def replace(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self._close(number)
+            # Room for one processor to start, and none from then on: where nodes are lost, those
+            # that are left may hold several blocks each.
+            actor: Any = self._ray.remote(max_restarts=0, scheduling_strategy="SPREAD")(_Actor)
+            self.actors[number] = actor.remote()
+        started = [self.actors[number].ask.remote("number") for number in numbers]
+        _, waiting = self._ray.wait(started, num_returns=len(started), timeout=STARTING)
+        if waiting:
+            raise WorkersLost(
+                f"workers: expected {self.count} actors to start within {STARTING:g} s, got "
+                f"{self.count - len(waiting)}; the Ray cluster has no room for the others: give "
+                "fewer workers, or a cluster of more processors"
+            )
+        recipes = [(n, packed(self._recipe(n), "model and a prior")) for n in numbers]
+        self._answers([self.actors[n].make.remote(n, recipe) for n, recipe in recipes])
+
+    def close(self) -> None:
+        for number in range(self.count):
+            self._close(number)
+
+    def _close(self, number: int) -> None:
+        if self.actors[number] is not None:
+            with contextlib.suppress(Exception):  # it may be gone, and its node with it
+                self._ray.kill(self.actors[number])
+
+    def _answers(self, references: list[Any]) -> list[Any]:
+        failed = self._ray.exceptions.RayError
+        try:
+            answers: list[Any] = self._ray.get(references)
+            return answers
+        except failed as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, Exception) and not isinstance(cause, failed):
+                raise cause from None
+            why = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            raise BlocksLost(self._dead(), why) from error
+
+    def _dead(self) -> list[int]:
+        """Those whose actor does not answer any more; the others finish what they do first."""
+        asked = [actor.ask.remote("number") for actor in self.actors]
+        dead = []
+        for number, reference in enumerate(asked):
+            try:
+                self._ray.get(reference)
+            except self._ray.exceptions.RayError:
+                dead.append(number)
+        return dead
+
+
+class _Actor:
+    """A block, where Ray has room for it."""
+
+    def __init__(self) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._number = -1
+        self._block: Any = None
+
+    def make(self, number: int, recipe: bytes) -> None:
+        self._number = number
+        self._block = unpacked(recipe)()
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        return self._number if method == "number" else getattr(self._block, method)(*arguments)
+
+    def send(self, method: str, route: list[int], *arguments: Any) -> Any:
+        parts = getattr(self._block, method)(*arguments)
+        sent = tuple(parts[target] for target in route)
+        return sent if len(sent) != 1 else sent[0]
+
+    def receive(self, method: str, sources: list[int], *parts: Any) -> Any:
+        return getattr(self._block, method)(dict(zip(sources, parts, strict=True)))
