@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
+from inference_rl import runs
 from inference_rl.inference import ROUTINES, routine_class
 
 if TYPE_CHECKING:
@@ -222,8 +223,12 @@ class Resume:
         from inference_rl.inference.setup import read, resume
 
         workers = self.collecting.asked()
-        with _progress(self.json) as progress, _one_sentence(self.resume):
-            noted = read(self.resume)["episodes"]
+        noted = read(self.resume)["episodes"]
+        with (
+            runs.held(self.resume),
+            _progress(self.json) as progress,
+            _one_sentence(self.resume),
+        ):
             result = resume(self.resume, progress=progress, workers=workers)
             episodes = Infer.episodes if noted is None else noted
             return _finish(result, self.resume, episodes, progress, self.json)
@@ -792,11 +797,10 @@ def _one_sentence(run: Path | None = None) -> Iterator[None]:
     """What stops a command is one sentence, and says how to go on with `run` if that is begun."""
     from inference_rl.inference.setup import SETUP
     from inference_rl.learning.checkpoints import exist
-    from inference_rl.runs import MANIFEST
     from inference_rl.simulate import EnvironmentFault
 
     def how() -> str:
-        if run is None or (run / MANIFEST).exists() or not (run / SETUP).exists():
+        if run is None or (run / runs.MANIFEST).exists() or not (run / SETUP).exists():
             return ""
         if not exist(run):
             return ""
@@ -817,29 +821,31 @@ def _one_sentence(run: Path | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _claimed(directory: Path) -> Iterator[Path]:
-    """`directory`, made for a run; as it was before, if nothing was saved in it."""
+    """`directory`, made for a run, and nobody else's meanwhile; as it was before, if nothing was
+    saved in it."""
     from inference_rl.inference.setup import SETUP
     from inference_rl.learning.checkpoints import exist
     from inference_rl.learning.loop import METRICS
-    from inference_rl.runs import MANIFEST, claim
 
-    found = {path.name for path in directory.iterdir()} if directory.is_dir() else None
-    if (directory / SETUP).exists() and not (directory / MANIFEST).exists():
-        raise FileExistsError(
-            f"{directory} holds a run that was begun; go on with it by inference-rl infer --resume "
-            f"{directory}, or choose another directory with --out"
-        )
-    path = claim(directory)
-    try:
-        yield path
-    except BaseException:
-        with contextlib.suppress(OSError):
-            if not exist(path):  # what there is of checkpoints is a save that failed
-                for name in {SETUP, METRICS, "checkpoints", "tensorboard"} - (found or set()):
-                    _remove(path / name)
-            if found is None:
-                path.rmdir()  # which is refused if something was saved
-        raise
+    is_new = not directory.is_dir()
+    path = runs.claim(directory)
+    with runs.held(path):
+        if (path / SETUP).exists():
+            raise FileExistsError(
+                f"{path} holds a run that was begun; go on with it by inference-rl infer --resume "
+                f"{path}, or choose another directory with --out"
+            )
+        found = {entry.name for entry in path.iterdir()}
+        try:
+            yield path
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if not exist(path):  # what there is of checkpoints is a save that failed
+                    for name in {SETUP, METRICS, "checkpoints", "tensorboard"} - found:
+                        _remove(path / name)
+                if is_new:
+                    path.rmdir()  # which is refused if something was saved
+            raise
 
 
 def _remove(path: Path) -> None:
