@@ -66,11 +66,11 @@ def load(run: Path) -> tuple[int, Any]:
     :warns UserWarning: a newer one is damaged.
     :raises FileNotFoundError: there is none. :raises ValueError: all are damaged.
     """
-    found = _committed(run)
+    found = _manifests(run)
     for directory in reversed(found):
         try:
             return int(directory.name), _read(directory)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             warnings.warn(f"{directory} is skipped: {error}", stacklevel=2)
     if found:
         raise ValueError(f"{run}: every checkpoint in it is damaged; infer again, into a new run")
@@ -78,7 +78,9 @@ def load(run: Path) -> tuple[int, Any]:
 
 
 def _read(directory: Path) -> Any:
-    """:raises ValueError: it is damaged, or not the one its name says."""
+    """:raises ValueError: it is damaged, or not the one its name says, or elsewhere."""
+    if directory.is_symlink():
+        raise ValueError("it is a link, and a checkpoint is within its run")
     told, tensors = _told(directory), runs.read_tensors(directory, "state")
     try:
         return unpack(told, tensors)
@@ -127,8 +129,12 @@ def exist(run: Path) -> bool:
 
 
 def _committed(run: Path) -> list[Path]:
-    found = (path.parent for path in (run / "checkpoints").glob(f"*/{runs.MANIFEST}"))
-    return sorted(directory for directory in found if not directory.is_symlink())
+    return [directory for directory in _manifests(run) if not directory.is_symlink()]
+
+
+def _manifests(run: Path) -> list[Path]:
+    """What has one, links included."""
+    return sorted(path.parent for path in (run / "checkpoints").glob(f"*/{runs.MANIFEST}"))
 
 
 def pack(tree: Any) -> tuple[Any, dict[str, Tensor]]:
