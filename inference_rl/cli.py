@@ -1,4 +1,4 @@
-"""The command `inference-rl`: infer, evaluate, check, derive, compare, list.
+"""The command `inference-rl`: infer, evaluate, check, derive, compare, list, doctor.
 
 Nothing here imports torch before a command runs, so that `--help` answers at once. Results go to
 stdout; progress, warnings and errors to stderr. Bad input is one sentence and exit code 2.
@@ -613,6 +613,23 @@ class List:
         return report
 
 
+@dataclasses.dataclass
+class Doctor:
+    """Say what is installed and free on this machine, and try in seconds whether it works."""
+
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object, and nothing else, on stdout."""
+
+    def run(self) -> dict[str, Any]:
+        from inference_rl.doctor import print_report, report
+
+        with _progress(self.json) as progress:
+            found = report(progress)
+        if not self.json:
+            print_report(found)
+        return found
+
+
 Command = (
     Annotated[Infer, tyro.conf.subcommand("infer")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
@@ -620,12 +637,14 @@ Command = (
     | Annotated[Derive, tyro.conf.subcommand("derive")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point. Exit code 0, 1 where a step of a derivation fails, 2 with one sentence on
-    stderr for bad input, or 128 + the number of the signal that stopped it.
+    """The entry point. Exit code 0, 1 where a step of a derivation or one of the doctor's trials
+    fails, 2 with one sentence on stderr for bad input, or 128 + the number of the signal that
+    stopped it.
 
     An error that nothing foresaw is one sentence too, that names its type and place; with the
     environment variable `INFERENCE_RL_TRACEBACK` set it is raised.
@@ -659,6 +678,8 @@ def main(arguments: list[str] | None = None) -> None:
     if command.json:
         print(json.dumps(report, allow_nan=False))
     if isinstance(command, Derive) and report["counts"]["fail"]:
+        raise SystemExit(1)
+    if isinstance(command, Doctor) and report["failed"]:
         raise SystemExit(1)
 
 

@@ -69,7 +69,7 @@ LAYERS = [
     {"scale_out"},
     {"inference"},
     {"derivation", "diagnostics", "testing"},
-    {"report"},
+    {"report", "doctor"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
