@@ -146,6 +146,11 @@ QUICK = {
 }
 
 
+@pytest.mark.parametrize("reward", ["{}[0]", "None", "torch.ones(7)"])
+def test_where_every_state_is_terminal_nobody_asks_for_rewards(reward: str, tmp_path: Path) -> None:
+    assert tried(tmp_path / "own.py", file_of(terminal="state >= 0", reward=reward))
+
+
 def test_tables_that_no_machine_holds_are_refused_at_once(tmp_path: Path) -> None:
     path = tmp_path / "own.py"
     path.write_text(file_of(state_space="Discrete(10**13)"))
