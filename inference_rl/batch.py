@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,20 @@ from torch import Tensor
 
 class EnvironmentFault(RuntimeError):
     """An environment failed, or gave what it must not: which one, in which episode and step."""
+
+
+def close(environment: Any, name: str) -> None:
+    """Close an environment of Gymnasium. What it did is not lost if it fails in that.
+
+    :warns UserWarning: it does.
+    """
+    try:
+        environment.close()
+    except Exception as error:
+        warnings.warn(
+            f"{name}: close raised {type(error).__name__}: {error}; what it holds may be left over",
+            stacklevel=3,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The command `inference-rl`: infer, evaluate, check, derive, compare, sweep, list.
+"""The command `inference-rl`: infer, evaluate, check, derive, compare, sweep, list, doctor.
 
 Nothing here imports torch before a command runs, so that `--help` answers at once. Results go to
 stdout; progress, warnings and errors to stderr. Bad input is one sentence and exit code 2.
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
+from inference_rl import runs
 from inference_rl.inference import ROUTINES, routine_class
 
 if TYPE_CHECKING:
@@ -229,8 +230,12 @@ class Resume:
         from inference_rl.inference.setup import read, resume
 
         workers = self.collecting.asked()
-        with _progress(self.json) as progress, _one_sentence(self.resume):
-            noted = read(self.resume)["episodes"]
+        noted = read(self.resume)["episodes"]
+        with (
+            runs.held(self.resume),
+            _progress(self.json) as progress,
+            _one_sentence(self.resume),
+        ):
             result = resume(self.resume, progress=progress, workers=workers)
             episodes = Infer.episodes if noted is None else noted
             return _finish(result, self.resume, episodes, progress, self.json)
@@ -767,6 +772,23 @@ class List:
         return report
 
 
+@dataclasses.dataclass
+class Doctor:
+    """Say what is installed and free on this machine, and try in seconds whether it works."""
+
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object, and nothing else, on stdout."""
+
+    def run(self) -> dict[str, Any]:
+        from inference_rl.doctor import print_report, report
+
+        with _progress(self.json) as progress:
+            found = report(progress)
+        if not self.json:
+            print_report(found)
+        return found
+
+
 Command = (
     Annotated[Infer, tyro.conf.subcommand("infer")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
@@ -775,13 +797,14 @@ Command = (
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point. Exit code 0, 1 where a step of a derivation or every trial of a sweep fails,
-    2 with one sentence on
-    stderr for bad input, or 128 + the number of the signal that stopped it.
+    """The entry point. Exit code 0, 1 where a step of a derivation, every trial of a sweep or one of
+    the doctor's fails, 2 with one sentence on stderr for bad input, or 128 + the number of the
+    signal that stopped it.
 
     An error that nothing foresaw is one sentence too, that names its type and place; with the
     environment variable `INFERENCE_RL_TRACEBACK` set it is raised.
@@ -817,6 +840,8 @@ def main(arguments: list[str] | None = None) -> None:
     if isinstance(command, Derive) and report["counts"]["fail"]:
         raise SystemExit(1)
     if isinstance(command, Sweep | ResumeSweep) and report["best"] is None:
+        raise SystemExit(1)
+    if isinstance(command, Doctor) and report["failed"]:
         raise SystemExit(1)
 
 
@@ -972,11 +997,10 @@ def _one_sentence(run: Path | None = None) -> Iterator[None]:
     """What stops a command is one sentence, and says how to go on with `run` if that is begun."""
     from inference_rl.inference.setup import SETUP
     from inference_rl.learning.checkpoints import exist
-    from inference_rl.runs import MANIFEST
     from inference_rl.simulate import EnvironmentFault
 
     def how() -> str:
-        if run is None or (run / MANIFEST).exists() or not (run / SETUP).exists():
+        if run is None or (run / runs.MANIFEST).exists() or not (run / SETUP).exists():
             return ""
         if not exist(run):
             return ""
@@ -997,29 +1021,31 @@ def _one_sentence(run: Path | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _claimed(directory: Path) -> Iterator[Path]:
-    """`directory`, made for a run; as it was before, if nothing was saved in it."""
+    """`directory`, made for a run, and nobody else's meanwhile; as it was before, if nothing was
+    saved in it."""
     from inference_rl.inference.setup import SETUP
     from inference_rl.learning.checkpoints import exist
     from inference_rl.learning.loop import METRICS
-    from inference_rl.runs import MANIFEST, claim
 
-    found = {path.name for path in directory.iterdir()} if directory.is_dir() else None
-    if (directory / SETUP).exists() and not (directory / MANIFEST).exists():
-        raise FileExistsError(
-            f"{directory} holds a run that was begun; go on with it by inference-rl infer --resume "
-            f"{directory}, or choose another directory with --out"
-        )
-    path = claim(directory)
-    try:
-        yield path
-    except BaseException:
-        with contextlib.suppress(OSError):
-            if not exist(path):  # what there is of checkpoints is a save that failed
-                for name in {SETUP, METRICS, "checkpoints", "tensorboard"} - (found or set()):
-                    _remove(path / name)
-            if found is None:
-                path.rmdir()  # which is refused if something was saved
-        raise
+    is_new = not directory.is_dir()
+    path = runs.claim(directory)
+    with runs.held(path):
+        if (path / SETUP).exists():
+            raise FileExistsError(
+                f"{path} holds a run that was begun; go on with it by inference-rl infer --resume "
+                f"{path}, or choose another directory with --out"
+            )
+        found = {entry.name for entry in path.iterdir()}
+        try:
+            yield path
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if not exist(path):  # what there is of checkpoints is a save that failed
+                    for name in {SETUP, METRICS, "checkpoints", "tensorboard"} - found:
+                        _remove(path / name)
+                if is_new:
+                    path.rmdir()  # which is refused if something was saved
+            raise
 
 
 def _remove(path: Path) -> None:

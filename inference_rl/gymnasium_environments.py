@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inference_rl import gymnasium_spaces
-from inference_rl.batch import Environments, Share, Slots, Step
+from inference_rl.batch import Environments, Share, Slots, Step, close
 from inference_rl.environment import EnvironmentModel
 
 
@@ -96,8 +96,8 @@ class GymnasiumEnvironments(Environments):
         return Step(next_state, reward, *self._slots.advance(slots, terminated, truncated))
 
     def close(self) -> None:
-        for environment in self.environments:
-            environment.close()
+        for slot, environment in enumerate(self.environments, start=self._slots.first):
+            close(environment, f"{self._slots.name}, slot {slot}")
 
     def _outcome(
         self, slot: int, reward: Any, terminated: Any, truncated: Any

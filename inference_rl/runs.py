@@ -1,23 +1,25 @@
 """Run directories: tensors as safetensors, everything else in `run.json`.
 
-A run is committed by its `run.json`, written last, which holds the SHA-256 of every other file:
-a directory without one holds no run, and a file that does not match is refused. Reading runs no
-code from the directory.
+A run is committed by its `run.json`, written last, which holds the SHA-256 of every other file and
+of itself: a directory without one holds no run, and a file that does not match is refused. Reading
+runs no code from the directory, and writing follows no link in it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "run.json"
 TIMING = "timing.json"
 
@@ -37,6 +39,49 @@ _DTYPES = {
     "bool": "BOOL",
 }
 """What safetensors calls the kinds of torch."""
+
+
+_HELD: ContextVar[frozenset[tuple[int, int]]] = ContextVar("_HELD", default=frozenset())
+
+
+@contextlib.contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Within this context nobody else is at work in `directory`, which exists.
+
+    It may be held again by whoever holds it. A process that ends, however, lets go. On file systems
+    without locks, as some are that machines share, nothing is held.
+
+    :raises BlockingIOError: another process, or another thread, holds it.
+    """
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        status = os.fstat(handle)
+        place = status.st_dev, status.st_ino
+        if place in _HELD.get():
+            yield
+            return
+        _lock(handle, directory)
+        token = _HELD.set(_HELD.get() | {place})
+        try:
+            yield
+        finally:
+            _HELD.reset(token)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, directory: Path) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            f"{directory} is in use: expected a directory that no other process works in; wait "
+            "until that ends, or choose another directory with --out"
+        ) from error
+    except OSError:  # no locks here
+        pass
 
 
 def claim(directory: str | Path) -> Path:
@@ -85,8 +130,14 @@ def write(
         file = f"{name}.safetensors"
         files[file] = write_durably(path / file, _safetensors(entries))
     whole = {"format_version": FORMAT_VERSION, **manifest, "files": files}
-    text = json.dumps(whole, indent=2, allow_nan=False)
+    text = json.dumps(sealed(whole), indent=2, allow_nan=False)
     write_durably(path / MANIFEST, text.encode() + b"\n")
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """`manifest` with its own SHA-256, of all that is in it but that."""
+    told = {name: value for name, value in manifest.items() if name != "sha256"}
+    return told | {"sha256": hashlib.sha256(json.dumps(told).encode()).hexdigest()}
 
 
 def _safetensors(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
@@ -137,7 +188,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
         version = manifest["format_version"]
         manifest["files"].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); infer again, into a new directory"
         ) from error
@@ -145,6 +196,11 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} has format version {version}, and this version reads {FORMAT_VERSION}; "
             "install the version of inference-rl that wrote it"
+        )
+    if manifest.get("sha256") != sealed(manifest)["sha256"]:
+        raise ValueError(
+            f"{path} is damaged, or was edited (it is not what its SHA-256 says); infer again, "
+            "into a new directory"
         )
     return manifest
 
@@ -156,9 +212,16 @@ def write_seconds(directory: str | Path, seconds: float) -> None:
 
 
 def read_seconds(directory: str | Path) -> float:
-    """The wall time of a run; 0 where it was not noted."""
+    """The wall time of a run; 0 where it was not noted. :raises ValueError: it is damaged."""
     path = Path(directory) / TIMING
-    return float(json.loads(path.read_bytes())["seconds"]) if path.is_file() else 0.0
+    if not path.is_file():
+        return 0.0
+    try:
+        return float(json.loads(path.read_bytes())["seconds"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove it: nothing depends on it"
+        ) from error
 
 
 def read_tensors(directory: str | Path, name: str) -> dict[str, Tensor]:
@@ -166,11 +229,18 @@ def read_tensors(directory: str | Path, name: str) -> dict[str, Tensor]:
 
     :raises ValueError: the file is missing or is not the one that the manifest names.
     """
+    import safetensors
     import safetensors.torch
 
     path = verified(directory, name)
+    try:
+        found = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path} is no file of tensors ({error}); infer again, into a new directory"
+        ) from error
     # Copies, because those that come are a view of the file, which may go away.
-    return {key: value.clone() for key, value in safetensors.torch.load_file(path).items()}
+    return {key: value.clone() for key, value in found.items()}
 
 
 def verified(directory: str | Path, name: str) -> Path:
@@ -198,7 +268,7 @@ def write_durably(path: Path, content: bytes | Iterator[bytes | memoryview]) -> 
     """
     aside = path.with_name(f"{path.name}.partial")
     digest = hashlib.sha256()
-    with open(aside, "wb") as file:
+    with open(aside, "wb", opener=no_link) as file:
         for part in (content,) if isinstance(content, bytes) else content:
             file.write(part)
             digest.update(part)
@@ -207,6 +277,11 @@ def write_durably(path: Path, content: bytes | Iterator[bytes | memoryview]) -> 
     os.replace(aside, path)
     flush(path.parent)
     return digest.hexdigest()
+
+
+def no_link(path: str, flags: int) -> int:
+    """Opens for `open`, but no link, which may lead out of the run. :raises OSError: it is one."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def flush(directory: Path) -> None:

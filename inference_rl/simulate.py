@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from inference_rl import gymnasium_spaces
-from inference_rl.batch import EnvironmentFault, Environments, Share, Step
+from inference_rl.batch import EnvironmentFault, Environments, Share, Step, close
 from inference_rl.environment import EnvironmentModel
 from inference_rl.gymnasium_environments import GymnasiumEnvironments
 from inference_rl.program_environments import ProgramEnvironments
@@ -63,7 +63,7 @@ class GymnasiumModel(EnvironmentModel):
             self.state_space = gymnasium_spaces.state_space(observed, environment_id)
             self.action_space = gymnasium_spaces.action_space(acted, environment_id)
         finally:
-            environment.close()
+            close(environment, environment_id)
         self.name = environment_id
 
     def _no_distribution(self) -> TypeError:

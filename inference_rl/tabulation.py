@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,6 +33,10 @@ CHUNK = 5_000_000
 """How many entries of a table are computed at a time. Their 40 MB are returned to the system when
 they are freed, which glibc does from 32 MB on."""
 
+BYTES_OF_A_ROW = 16
+"""What every state and action takes, however few successors it has: where its row begins, and how
+long it is."""
+
 
 def tabulate(
     model: EnvironmentModel,
@@ -44,13 +49,19 @@ def tabulate(
     :param prior: the action prior, in place of the model's own.
     :param progress: called now and then with a few words on how far it has got.
     :raises TypeError: the model is not discrete. :raises ValueError: a method fails, or returns a
-        wrong shape, dtype or support, probabilities that do not sum to one, or NaN.
+        wrong shape, dtype or support, probabilities that do not sum to one, or NaN; or the tables
+        are larger than this machine's memory.
 
     The program runs with float64 as torch's default, so that its literals are exact. Gradients to
     the program's own parameters are kept.
     """
     check_countable(model)
     if isinstance(model, FiniteModel):
+        if not hasattr(model, "pointers"):
+            raise TypeError(
+                f"{model.name}: expected a FiniteModel with its tables, got one without; call "
+                "super().__init__ with them, or subclass EnvironmentModel to write a program"
+            )
         finite = model
     else:
         with default_float64(), checked_categoricals():
@@ -128,6 +139,7 @@ class _Tabulation:
 
     def rows(self, low: int, high: int, progress: Callable[[str], None] | None = None) -> StateRows:
         """Of the states low, ..., high - 1."""
+        self._check_size(high - low)
         ended = self._call("terminal", torch.arange(low, high), dtype=torch.bool)
         live = (~ended).nonzero().squeeze(-1)
         lengths = torch.zeros(high - low, self.actions, dtype=torch.long)
@@ -159,6 +171,17 @@ class _Tabulation:
             log_prior=self._log_prior(ended, low),
             terminal=ended,
         )
+
+    def _check_size(self, states: int) -> None:
+        """Refuse at once what the machine would fill its memory with first."""
+        needed = BYTES_OF_A_ROW * states * self.actions
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > there:
+            raise ValueError(
+                f"{self.name}: expected tables that fit into memory, got {states:,} states "
+                f"with {self.actions:,} actions, which take {needed / 2**30:,.0f} GiB at least of "
+                f"{there / 2**30:,.0f}; make the model smaller, or learn from samples of it"
+            )
 
     def _chunk(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Row lengths (n, A), and successors, probabilities and rewards of `states`, row by row."""

@@ -17,6 +17,7 @@ from typing import Any
 import gymnasium
 from gymnasium.spaces import Discrete
 
+from inference_rl.batch import close
 from inference_rl.environment import EnvironmentModel
 from inference_rl.priors import ActionPrior
 from inference_rl.simulate import GymnasiumModel
@@ -168,7 +169,7 @@ def _from_gymnasium(target: str, kwargs: dict[str, Any]) -> EnvironmentModel:
             return from_toy_text(environment, kwargs, GYMNASIUM_DISCOUNT)
         return GymnasiumModel(target, kwargs, GYMNASIUM_DISCOUNT)
     finally:
-        environment.close()
+        close(environment, target)
 
 
 def _construct(found: Any, kwargs: dict[str, Any], where: str) -> Any:

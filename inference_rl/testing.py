@@ -20,6 +20,7 @@ from gymnasium.utils.env_checker import check_env
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from inference_rl.batch import close
 from inference_rl.distributions import checked_categoricals
 from inference_rl.environment import EnvironmentModel, WithPreviousAction
 from inference_rl.finite import FiniteModel
@@ -133,7 +134,12 @@ def _unpaid_rewards(model: EnvironmentModel, finite: FiniteModel) -> list[str]:
     ended = (finite.is_terminal & entered & ~paid_on_entry).nonzero().squeeze(-1)[:1000]
     state = ended.repeat_interleave(finite.num_actions)
     action = torch.arange(finite.num_actions).repeat(len(ended))
-    pays = model.reward(state, action, state) != 0
+    where = f"{model.name}.reward"
+    try:
+        paid = call(where, model.reward, state, action, state)
+        pays = checked_tensor(paid, state.shape, where) != 0
+    except (TypeError, ValueError):  # in a terminal state nobody asks for it
+        return []
     if not pays.any():
         return []
     return [
@@ -216,8 +222,12 @@ def _check_simulator(model: GymnasiumModel) -> list[str]:
         raise ValueError(f"{model.name}: Gymnasium's check_env says: {error}") from error
     except EnvironmentFault as error:
         raise ValueError(str(error)) from error
+    except Exception as error:
+        raise ValueError(
+            f"{model.name}: it raised {type(error).__name__} in Gymnasium's check_env: {error}"
+        ) from error
     finally:
-        environment.close()
+        close(environment, model.name)
     return [*remarks, "it is a simulator: its dynamics can be sampled, but not inferred exactly"]
 
 

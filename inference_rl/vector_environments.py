@@ -24,7 +24,7 @@ from gymnasium.vector.utils import iterate
 from torch import Tensor
 
 from inference_rl import gymnasium_spaces
-from inference_rl.batch import EnvironmentFault, Environments, Slots, Step
+from inference_rl.batch import EnvironmentFault, Environments, Slots, Step, close
 from inference_rl.environment import EnvironmentModel
 from inference_rl.gymnasium_environments import to_31_bits
 
@@ -134,7 +134,7 @@ class VectorEnvironments(Environments):
                     pipe.close()
             self.vector_env.closed = True
         else:
-            self.vector_env.close()
+            close(self.vector_env, self._slots.name)
 
     def _note_starts(self, idle: np.ndarray, over: np.ndarray, shown: list[Any]) -> None:
         """What the step did beyond the episodes: which ones it began."""

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from inference_rl import InferenceResult, cli, load_target
+from inference_rl import InferenceResult, cli, load_target, runs
 from inference_rl.cli import main
 
 CORRIDOR = """
@@ -354,6 +354,8 @@ def test_runs_that_cannot_be_evaluated(capsys: Capture) -> None:
     report(capsys, "infer", "cliff", "exact", "--out", "gone", "--episodes", "0")
     text = Path("gone/run.json").read_text().replace('"target": "cliff"', '"target": "clif"')
     Path("gone/run.json").write_text(text)
+    assert "run.json is damaged, or was edited" in refusal(capsys, "evaluate", "gone")
+    Path("gone/run.json").write_text(json.dumps(runs.sealed(json.loads(text))))
     assert "did you mean 'cliff'?" in refusal(capsys, "evaluate", "gone")
 
 
@@ -507,7 +509,7 @@ def test_list(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
 TYPOS: dict[str, tuple[list[str], str]] = {
     "nothing": (
         [],
-        "no command: expected one of infer, evaluate, check, derive, compare, list; see ",
+        "no command: expected one of infer, evaluate, check, derive, compare, list, doctor; see ",
     ),
     "a command": (["inferr"], r"unknown command 'inferr': expected one of infer, .*'infer'\?\)"),
     "no target": (

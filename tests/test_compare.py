@@ -505,6 +505,18 @@ def test_the_page_is_one_small_file_with_every_claim() -> None:
     )
 
 
+def test_what_a_model_is_called_is_text_on_the_page() -> None:
+    evil = "</title><script>alert(1)</script>\"'&amp;"
+    known = compared("CliffWalking-v1")
+    claim = dataclasses.replace(known.claims[0], title=evil)
+    named = dataclasses.replace(
+        known, target=evil, prior=evil, state_space=evil, claims=(claim, *known.claims[1:])
+    )
+    page = render(named)
+    assert page.count("<script>") == render(known).count("<script>") == 1
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 5
+
+
 def test_a_learned_routine_takes_the_place_of_the_table() -> None:
     found = compare(
         load_target("lottery"),

@@ -27,7 +27,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from inference_rl import EnvironmentModel, Exact, InferenceResult, infer, load_target
+from inference_rl import EnvironmentModel, Exact, InferenceResult, infer, load_target, runs
 from inference_rl.distributions import SparseCategorical
 from inference_rl.finite import FiniteModel
 from inference_rl.priors import CategoricalPrior, StickyPrior
@@ -1230,7 +1230,7 @@ def flipped(content: bytes) -> bytes:
 
 
 def edited(**changes: Any) -> Callable[[bytes], bytes]:
-    return lambda content: json.dumps(json.loads(content) | changes).encode()
+    return lambda content: json.dumps(runs.sealed(json.loads(content) | changes)).encode()
 
 
 @pytest.mark.parametrize(
@@ -1243,6 +1243,7 @@ def edited(**changes: Any) -> Callable[[bytes], bytes]:
         (lambda run: (run / "policy.safetensors").unlink(), ValueError, "missing"),
         (damage("run.json", lambda c: c[: len(c) // 2]), ValueError, "run.json is damaged"),
         (damage("run.json", lambda c: b"[]"), ValueError, "run.json is damaged"),
+        (damage("run.json", lambda c: c.replace(b'"seed": 0', b'"seed": 1')), ValueError, "edited"),
         (damage("run.json", edited(format_version=99)), ValueError, "format version 99"),
         (damage("run.json", edited(routine="magic")), ValueError, "unknown routine 'magic'"),
         (damage("run.json", edited(policy="magic")), ValueError, "policy of kind 'magic'"),

@@ -72,7 +72,7 @@ LAYERS = [
     {"inference"},
     {"sweeping"},
     {"derivation", "diagnostics", "testing"},
-    {"report"},
+    {"report", "doctor"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

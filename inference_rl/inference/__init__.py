@@ -7,6 +7,7 @@ a command line can show the settings of every routine at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -82,7 +83,8 @@ def infer(
     :param routine: what to run, with its settings: `Exact(temperature=0.1)`.
     :param prior: the action prior, in place of the model's own.
     :param progress: called now and then with a few words on how far it has got.
-    :param directory: where a learned routine saves checkpoints, and goes on from the last of them.
+    :param directory: where a learned routine saves checkpoints, and goes on from the last of them;
+        nobody else may work in it meanwhile.
     :param workers: who steps the environments of a learned routine, this process if None: so many
         processes beside it, or what `Workers` says. The run is the same, whoever does. On Ray they
         may share the table of a finite model among them, for `Exact`.
@@ -90,6 +92,7 @@ def infer(
     :raises TypeError: `model` is no `EnvironmentModel`, or not of a kind the routine can work on.
     :raises ValueError: the model, the prior or the settings are faulty, or the answer is infinite.
     :raises ConnectionError: workers were lost that nothing could replace.
+    :raises BlockingIOError: another process works in `directory`.
     """
     from inference_rl.environment import EnvironmentModel, WithPreviousAction
 
@@ -114,7 +117,10 @@ def infer(
                 "checkpoints; save its result with result.save(directory)"
             )
         where["directory"] = Path(directory)
-    result = routine.run(model, prior=prior, seed=seed, progress=progress, **where)
+    with contextlib.ExitStack() as stack:
+        if directory is not None:
+            stack.enter_context(runs.held(runs.directory_for(Path(directory))))
+        result = routine.run(model, prior=prior, seed=seed, progress=progress, **where)
     warn_of_optimism(result, stacklevel=2)
     return result
 

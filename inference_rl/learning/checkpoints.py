@@ -2,15 +2,13 @@
 
 A checkpoint is a directory under RUN/checkpoints, named by the steps taken. It is committed by its
 manifest, which is written last and holds the SHA-256 of the tensors and of itself; one without is
-no checkpoint. The last two are kept while a run goes on, and the last one once it is done. Reading
-one runs no code: tensors are safetensors, all else is JSON.
+no checkpoint, nor is a link to one. The last two are kept while a run goes on, and the last one
+once it is done. Reading one runs no code: tensors are safetensors, all else is JSON.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import shutil
 import warnings
 from pathlib import Path
@@ -38,8 +36,7 @@ def save(run: Path, steps: int, state: Any) -> None:
             _remove(directory)
         else:  # a state is a function of its run and its steps, but for an evaluation done or due
             return
-    manifest = {"steps": steps, "state": tree}
-    runs.write(directory, manifest | {"digest": _digest(manifest)}, {"state": tensors})
+    runs.write(directory, {"steps": steps, "state": tree}, {"state": tensors})
     runs.flush(directory.parent)
     runs.flush(run)
     keep(run, KEPT)
@@ -55,6 +52,9 @@ def keep(run: Path, count: int) -> None:
 
 
 def _remove(directory: Path) -> None:
+    if directory.is_symlink():
+        directory.unlink()  # and what it leads to stays as it is
+        return
     # Its manifest first: half a checkpoint must not look like one.
     (directory / runs.MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(directory)
@@ -66,11 +66,11 @@ def load(run: Path) -> tuple[int, Any]:
     :warns UserWarning: a newer one is damaged.
     :raises FileNotFoundError: there is none. :raises ValueError: all are damaged.
     """
-    found = _committed(run)
+    found = _manifests(run)
     for directory in reversed(found):
         try:
             return int(directory.name), _read(directory)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             warnings.warn(f"{directory} is skipped: {error}", stacklevel=2)
     if found:
         raise ValueError(f"{run}: every checkpoint in it is damaged; infer again, into a new run")
@@ -78,8 +78,14 @@ def load(run: Path) -> tuple[int, Any]:
 
 
 def _read(directory: Path) -> Any:
-    """:raises ValueError: it is damaged, or not the one its name says."""
-    return unpack(_told(directory), runs.read_tensors(directory, "state"))
+    """:raises ValueError: it is damaged, or not the one its name says, or elsewhere."""
+    if directory.is_symlink():
+        raise ValueError("it is a link, and a checkpoint is within its run")
+    told, tensors = _told(directory), runs.read_tensors(directory, "state")
+    try:
+        return unpack(told, tensors)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{directory / runs.MANIFEST} is damaged ({error!r})") from error
 
 
 def _told(directory: Path) -> Any:
@@ -88,14 +94,9 @@ def _told(directory: Path) -> Any:
     :raises ValueError: it is damaged, or not the one its name says.
     """
     manifest = runs.read_manifest(directory)
-    told = {name: manifest.get(name) for name in ("steps", "state")}
-    if manifest.get("digest") != _digest(told) or f"{told['steps']:012d}" != directory.name:
-        raise ValueError(f"{directory / runs.MANIFEST} is damaged, or of another checkpoint")
-    return told["state"]
-
-
-def _digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    if str(manifest.get("steps")).zfill(12) != directory.name:
+        raise ValueError(f"{directory / runs.MANIFEST} is of another checkpoint")
+    return manifest.get("state")
 
 
 def check_same(where: Path, then: Any, now: Any) -> None:
@@ -128,6 +129,11 @@ def exist(run: Path) -> bool:
 
 
 def _committed(run: Path) -> list[Path]:
+    return [directory for directory in _manifests(run) if not directory.is_symlink()]
+
+
+def _manifests(run: Path) -> list[Path]:
+    """What has one, links included."""
     return sorted(path.parent for path in (run / "checkpoints").glob(f"*/{runs.MANIFEST}"))
 
 

@@ -192,7 +192,7 @@ def learn(
                 metrics.append(row)
                 due = False
                 if run is not None:
-                    with open(run / METRICS, "a") as file:
+                    with open(run / METRICS, "a", opener=runs.no_link) as file:
                         file.write(json.dumps(row, allow_nan=False) + "\n")
                 if write is not None:
                     write(row)
@@ -214,7 +214,7 @@ def learn(
             now = time.monotonic()
             if progress is not None and now - told > SAY_SECONDS:
                 told = now
-                rate = (steps - begun) / (now - started)
+                rate = (steps - begun) / max(now - started, 1e-9)
                 at = _latest_return(collector, metrics)
                 progress(_words(steps, schedule.total_steps, rate, at, latest))
     if run is not None:

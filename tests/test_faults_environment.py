@@ -24,7 +24,7 @@ from inference_rl.cli import main
 from inference_rl.inference import policy_gradient
 from inference_rl.inference.setup import resume
 from inference_rl.learning import checkpoints
-from inference_rl.learning.collection import Collector
+from inference_rl.learning.collection import Collector, Segment
 from inference_rl.learning.loop import Schedule, learn
 from inference_rl.randomness import episode_seeds
 from inference_rl.simulate import EnvironmentFault, environments
@@ -62,6 +62,10 @@ class Fragile(gymnasium.Env[Any, Any]):
             told = self._failing(told)
         return (*told[:2], self.steps == 12, *told[3:]) if len(told) == 5 else told
 
+    def close(self) -> None:
+        if self.fault == "raises in close":
+            raise RuntimeError("stuck")
+
     def _failing(self, told: Any) -> Any:
         if self.fault == "raises in step":
             raise RuntimeError("out of order")
@@ -74,6 +78,9 @@ class Fragile(gymnasium.Env[Any, Any]):
             "shape": (np.zeros(3, np.float32), *told[1:]),
             "dtype": (np.zeros(2, np.complex64), *told[1:]),
             "tuple": told[:4],
+            "beyond its box": (np.full(2, 1e6, np.float32), *told[1:]),
+            "word": (told[0], "high", *told[2:]),
+            "nothing": (*told[:3], None, {}),
         }
         return changed.get(self.fault, told)
 
@@ -125,6 +132,8 @@ SAYS = {
     "shape": "step 4: observation: expected shape (2,), got (3,)",
     "dtype": "step 4: observation: expected dtype float32, got complex64",
     "tuple": "step 4: step raised ValueError: not enough values",  # Gymnasium's own wrapper
+    "word": "step 4: reward raised ValueError: could not convert string to float",
+    "nothing": "step 4: truncated: expected True or False, got None",
 }
 
 
@@ -326,3 +335,64 @@ def test_workers_collect_what_one_process_does() -> None:
     batch.close()
     assert torch.equal(alone.state, together.state)
     assert json.dumps(alone.reward.tolist()) == json.dumps(together.reward.tolist())
+
+
+def test_an_environment_that_cannot_be_closed_loses_nothing(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Fragile, "fault", "raises in close")
+    run = tmp_path / "run"
+    with pytest.warns(UserWarning, match="close raised RuntimeError: stuck") as caught:
+        infer(load_target("Fragile-v0"), PolicyGradient(**SETTINGS), directory=run).save(run)
+    said = {str(warning.message) for warning in caught}
+    what = "close raised RuntimeError: stuck; what it holds may be left over"
+    assert said >= {f"Fragile-v0: {what}", *(f"Fragile-v0, slot {i}: {what}" for i in (0, 1))}
+    assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    with pytest.warns(UserWarning, match="DummyVectorEnv|SyncVectorEnv.*: close raised"):
+        VectorEnvironments(vector("sync")).close()
+
+
+class Writing(Fragile):
+    """May write over the actions that it is given, and over what it has shown."""
+
+    writes: ClassVar[bool] = False
+    action_space = Box(-1, 1, (2,))
+    shown = np.zeros(2, np.float32)
+
+    def step(self, action: Any) -> Any:
+        place, *rest = super().step(action[0])
+        if self.writes:
+            action[:], self.shown[:] = np.nan, np.nan
+        self.shown = place.copy()
+        return self.shown, *rest
+
+
+def collected(target: str) -> Segment:
+    """What a policy does in two slots of it, for eight episodes each."""
+    model = load_target(target)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        settings = PolicyGradient(**SETTINGS)
+        policy = policy_gradient._Learner(settings, model, model.action_prior).policy
+    return Collector(environments(model, 2), 3).collect(policy, 100)
+
+
+def test_what_an_environment_writes_over_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    gymnasium.register("Writing-v0", Writing, max_episode_steps=30)
+    monkeypatch.setattr(Writing, "writes", False)
+    expected = collected("Writing-v0")
+    monkeypatch.setattr(Writing, "writes", True)
+    found = collected("Writing-v0")
+    gymnasium.registry.pop("Writing-v0")
+    for name in ("state", "action", "reward", "next_state"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
+def test_what_is_beyond_a_box_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many environments of Gymnasium's own go beyond their bounds."""
+    expected = collected("Fragile-v0")
+    monkeypatch.setattr(Fragile, "fault", "beyond its box")
+    found = collected("Fragile-v0")
+    differs = (found.next_state != expected.next_state).any(-1)
+    assert differs.sum() == 2  # once in each slot
+    assert (found.next_state[differs] == 1e6).all()
