@@ -11,6 +11,7 @@ non-zero k of the row is `successors[k]`, `probabilities[k]`, `rewards[k]` for k
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -274,11 +275,13 @@ class FiniteModel(EnvironmentModel):
             )
         if not torch.isfinite(self.rewards).all():
             row = int(self.rows()[~torch.isfinite(self.rewards)][0])
+            value = self.rewards[~torch.isfinite(self.rewards)][0].item()
+            advice = "forbid an action by a prior of zero rather than by an infinite penalty"
+            if math.isnan(value):
+                advice = "see what it computes there, such as 0 / 0 or a root of a negative number"
             raise ValueError(
-                f"reward: expected finite numbers, got "
-                f"{self.rewards[~torch.isfinite(self.rewards)][0].item()} for state "
-                f"{row // actions}, action {row % actions}; forbid an action by a prior of zero "
-                "rather than by an infinite penalty"
+                f"reward: expected finite numbers, got {value} for state {row // actions}, action "
+                f"{row % actions}; {advice}"
             )
         for name, at in (("negative", self.probabilities < 0), ("NaN", self.probabilities.isnan())):
             if at.any():

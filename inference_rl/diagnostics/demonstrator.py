@@ -13,9 +13,10 @@
 6. What the episodes cannot tell is said (`identification`): only θ/α has a say in π, and a reward
    that is the same everywhere has none, if there is no end to come to.
 
-Departures. From Ziebart et al. (2008): a posterior in place of its mode, and the causal entropy of
-Ziebart et al. (2010), with which random dynamics are not wished for. From Ramachandran and Amir
-(2007): Q is that of a soft policy, which expects itself to act so in future too.
+Departures. From Ziebart et al. (2008), "Non-Deterministic Path Distributions" and "Learning from
+Demonstrated Behavior": a posterior in place of its mode, and the causal entropy of Ziebart et al.
+(2010), with which random dynamics are not wished for. From Ramachandran and Amir (2007), §3.1: Q is
+that of a soft policy, which expects itself to act so in future too.
 
 References: Ziebart, Maas, Bagnell and Dey (2008), "Maximum entropy inverse reinforcement learning",
 AAAI. Ziebart, Bagnell and Dey (2010), "Modeling interaction via the principle of maximum causal
