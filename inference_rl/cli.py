@@ -34,7 +34,7 @@ from inference_rl.inference import ROUTINES, routine_class
 
 if TYPE_CHECKING:
     from inference_rl.diagnostics.guide import GuideQuality
-    from inference_rl.diagnostics.temperature import TemperatureReport
+    from inference_rl.diagnostics.temperature import TemperatureReport, TrustRegion
     from inference_rl.environment import EnvironmentModel
     from inference_rl.inference import InferenceResult
     from inference_rl.networks import Architecture
@@ -292,7 +292,11 @@ class Evaluate:
     """Print one JSON object, and nothing else, on stdout."""
 
     def run(self) -> dict[str, Any]:
-        from inference_rl.diagnostics.terminal import print_guide, print_temperature
+        from inference_rl.diagnostics.terminal import (
+            print_guide,
+            print_temperature,
+            print_trust_region,
+        )
         from inference_rl.inference import InferenceResult
         from inference_rl.report import print_evaluation
         from inference_rl.targets import load_target
@@ -317,6 +321,7 @@ class Evaluate:
             progress("judging the guide")
             guide, no_guide_because = self._guide(result)
             tuned = self._temperature(result)
+            region = self._trust_region(result)
         report = {
             "run": str(self.run_directory),
             "target": self.target or result.summary()["target"],
@@ -324,6 +329,7 @@ class Evaluate:
             "guide": None if guide is None else guide.summary(),
             "no_guide_because": no_guide_because,
             "temperature_report": None if tuned is None else tuned.summary(),
+            "trust_region": None if region is None else region.summary(),
         }
         if not self.json:
             print_evaluation(evaluation)
@@ -333,22 +339,19 @@ class Evaluate:
                 print(f"The guide was not judged: {no_guide_because}")
             if tuned is not None:
                 print_temperature(tuned)
+            if region is not None:
+                print_trust_region(region)
         return report
 
     def _guide(self, result: InferenceResult) -> tuple[GuideQuality | None, str | None]:
         """How good the guide is, or why nobody can tell."""
-        from gymnasium.spaces import Discrete
-
         from inference_rl.diagnostics.guide import guide_quality
-        from inference_rl.simulate import GymnasiumModel
 
         if self.target is not None:
             return None, "a guide is judged on the target that it was inferred on"
-        draws = self.draws
+        draws = self._draws(result)
         if draws is None:
-            if isinstance(result.model, GymnasiumModel):
-                return None, "a simulator would have to be run for it; --draws N does"
-            draws = 1000 if isinstance(result.model.state_space, Discrete) else 200
+            return None, "a simulator would have to be run for it; --draws N does"
         if draws == 0:
             return None, "no draws were asked for"
         try:
@@ -357,6 +360,31 @@ class Evaluate:
             ), None
         except (ValueError, TypeError, OSError) as error:  # of its prior, which may be gone
             return None, str(error)
+
+    def _draws(self, result: InferenceResult) -> int | None:
+        """How many; None of a simulator, unless they were asked for."""
+        from gymnasium.spaces import Discrete
+
+        from inference_rl.simulate import GymnasiumModel
+
+        if self.draws is not None:
+            return self.draws
+        if isinstance(result.model, GymnasiumModel):
+            return None
+        return 1000 if isinstance(result.model.state_space, Discrete) else 200
+
+    def _trust_region(self, result: InferenceResult) -> TrustRegion | None:
+        """Of a routine that has one, where trajectories are drawn to judge the guide by."""
+        from inference_rl.diagnostics.temperature import trust_region
+
+        draws = self._draws(result)
+        if self.target is not None or not draws or not hasattr(result.routine, "epsilon"):
+            return None
+        seed = result.seed if self.seed is None else self.seed
+        try:
+            return trust_region(result, draws=draws, seed=seed)
+        except (ValueError, TypeError, OSError):
+            return None
 
     def _temperature(self, result: InferenceResult) -> TemperatureReport | None:
         """Where a temperature that was tuned should have got to; None of others."""
@@ -774,7 +802,7 @@ class List:
 
 @dataclasses.dataclass
 class Doctor:
-    """Say what is installed and free on this machine, and try in seconds whether it works."""
+    """Say what is installed and free on this machine, and try whether it works, in seconds."""
 
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object, and nothing else, on stdout."""
@@ -802,8 +830,8 @@ Command = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point. Exit code 0, 1 where a step of a derivation, every trial of a sweep or one of
-    the doctor's fails, 2 with one sentence on stderr for bad input, or 128 + the number of the
+    """The entry point. Exit code 0, 1 where a step of a derivation, every trial of a sweep or one
+    of the doctor's fails, 2 with one sentence on stderr for bad input, or 128 + the number of the
     signal that stopped it.
 
     An error that nothing foresaw is one sentence too, that names its type and place; with the

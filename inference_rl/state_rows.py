@@ -33,11 +33,16 @@ class StateRows:
 
     def check(self) -> None:
         """:raises ValueError: no probabilities, or rewards that are not finite; says where."""
+        expected = "reward: expected finite numbers, got {value} for {where}; "
+        self._require(
+            ~self.rewards.isnan(),
+            self.rewards,
+            expected + "see what it computes there, such as 0 / 0 or a root of a negative number",
+        )
         self._require(
             torch.isfinite(self.rewards),
             self.rewards,
-            "reward: expected finite numbers, got {value} for {where}; forbid an action by a prior "
-            "of zero rather than by an infinite penalty",
+            expected + "forbid an action by a prior of zero rather than by an infinite penalty",
         )
         expected = "transition: expected probabilities, got {value:g} "
         self._require(

@@ -622,7 +622,7 @@ BAD_MODELS: dict[str, tuple[dict[str, str], str]] = {
     ),
     "a NaN reward": (
         {"reward": "lambda self, s, a, n: torch.full(s.shape, torch.nan)"},
-        "reward: expected finite numbers, got nan for state 0, action 0",
+        "reward: expected finite numbers, got nan for state 0, action 0; see what",
     ),
     "an infinite reward": (
         {"reward": "lambda self, s, a, n: torch.full(s.shape, -torch.inf)"},

@@ -32,6 +32,7 @@ from inference_rl.diagnostics.comparison import (
 )
 from inference_rl.diagnostics.comparison.compare import _is_small
 from inference_rl.diagnostics.comparison.findings import Claim, Effect, Estimate
+from inference_rl.diagnostics.comparison.guides import learned_guides
 from inference_rl.diagnostics.comparison.page import render
 from inference_rl.diagnostics.comparison.runs import (
     Course,
@@ -42,6 +43,8 @@ from inference_rl.diagnostics.comparison.runs import (
 )
 from inference_rl.diagnostics.comparison.terminal import print_comparison
 from inference_rl.diagnostics.comparison.visits import Dynamics, entropy, mode
+from inference_rl.diagnostics.samples import rhat
+from inference_rl.inference import InferenceResult
 from inference_rl.learning.collection import Collector, watched
 from inference_rl.networks import Architecture, described
 from inference_rl.randomness import draw
@@ -537,22 +540,71 @@ def test_a_target_entropy_is_for_uniform_priors() -> None:
     assert "the prior is not uniform" in found.claim("automatic").why
 
 
-def test_runs_of_different_kinds_are_independent() -> None:
-    """Their intervals take them for that."""
+@functools.cache
+def learned_on_the_lottery() -> tuple[Comparison, list[str], list[int], list[InferenceResult]]:
+    """With what was said, the seeds that routines were run by, and what they came to."""
     said: list[str] = []
     seeds: list[int] = []
+    results: list[InferenceResult] = []
     infer = routines.infer
 
     def spy(*args: Any, seed: int, **kwargs: Any) -> Any:
         seeds.append(seed)
-        return infer(*args, seed=seed, **kwargs)
+        results.append(infer(*args, seed=seed, **kwargs))
+        return results[-1]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(routines, "infer", spy)
-        compare(
+        found = compare(
             load_target("lottery"), ["policy-gradient"], seeds=2, total_steps=640,
-            temperatures=[0.1], progress=said.append,
+            temperatures=[0.5], progress=said.append,
         )  # fmt: skip
+    return found, said, seeds, results
+
+
+def test_learned_policies_are_judged_as_guides() -> None:
+    """Over seeds: bounds and divergence by hand, of the probability of buying the ticket."""
+    found, _, _, results = learned_on_the_lottery()
+    assert found.learned_guides is not None
+    regular, soft = found.learned_guides.as_json()[:2]
+    assert regular["learner"] == "regular"
+    assert regular["exact"] == "–"  # at temperature 0 reward is no evidence
+    at, pays = torch.zeros(1, dtype=torch.long), np.array([0.5, 0.3])
+    weights = np.exp(pays / 0.5) / 2
+    best = weights / weights.sum()
+    bounds, apart = [], []
+    for result in results:
+        if (
+            result.temperature == 0.5
+            and result.routine.learning_rate == results[0].routine.learning_rate
+        ):
+            with torch.no_grad():
+                policy = result.policy(at, 0).probs[0].double().numpy()
+            bounds.append(policy @ (pays / 0.5 - np.log(2 * policy)))
+            apart.append(policy @ np.log(policy / best))
+    assert len(bounds) == 2
+    assert soft["exact"]["value"] == pytest.approx(np.mean(bounds), abs=1e-6)
+    assert soft["exact"]["low"] == pytest.approx(findings.mean(bounds).low, abs=1e-5)
+    assert soft["of at most"]["value"] == pytest.approx(math.log(weights.sum()))
+    assert soft["KL to π*, nats a step"]["value"] == pytest.approx(np.mean(apart), abs=1e-6)
+    assert soft["in the worst state"]["value"] == pytest.approx(np.mean(apart), abs=1e-6)
+    assert 0.5 < float(soft["R̂ of returns"]) < 1.5
+    assert "seeds agree" in render(found)
+
+
+def test_seeds_that_differ_are_told_by_their_returns() -> None:
+    runs = Runs("soft", 1.0, 1.0, *np.ones((6, 2)), rhat=rhat(np.arange(80.0).reshape(2, 40)))
+    course = Course([runs], "regular", "soft", 1.0, 1.0, 0.0, 9, "", "states", "by", "sac")
+    table = learned_guides([course])
+    assert table.columns == ("learner", "R̂ of returns")  # and nothing that nothing is known of
+    ((name, mixed),) = table.rows
+    assert name == "sac: soft"
+    assert float(str(mixed)) > 1.5
+
+
+def test_runs_of_different_kinds_are_independent() -> None:
+    """Their intervals take them for that."""
+    _, said, seeds, _ = learned_on_the_lottery()
     assert len(set(seeds)) == len(seeds) == sum(words.startswith("run ") for words in said)
 
 

@@ -18,6 +18,7 @@ from gymnasium.spaces import Discrete
 from pyro.infer.mcmc.util import initialize_model
 from scipy.stats import norm
 from torch import Tensor
+from torch.distributions import biject_to
 
 from inference_rl import (
     EnvironmentModel,
@@ -34,6 +35,7 @@ from inference_rl.diagnostics import repeated_control
 from inference_rl.diagnostics.arviz_versions import arviz, as_arviz
 from inference_rl.diagnostics.behaviour import Episode, episodes_of, log_policy
 from inference_rl.diagnostics.demonstrator import RewardPosterior, infer_reward
+from inference_rl.diagnostics.normal_priors import NormalPriors
 from inference_rl.diagnostics.repeated_control import RepeatedControl
 from inference_rl.diagnostics.reward_density import RewardDensity, demonstration
 from inference_rl.diagnostics.reward_likelihood import ParametricModel, RewardLikelihood
@@ -173,6 +175,16 @@ CASES: dict[str, Any] = {
         {"hole": NORMAL, "cliff": dist.Uniform(number(-1.0), 0.0), "temperature": dist.Gamma(2, 4)},
         None,
     ),
+    "normal and log-normal": (
+        slippery,
+        {"hole": -0.8, "cliff": -0.4},
+        {
+            "hole": dist.Normal(-1.0, 0.3),  # float32, as by default
+            "cliff": NORMAL,
+            "temperature": dist.LogNormal(number(-1.0), 0.7),
+        },
+        None,
+    ),
     "a horizon": (chain, {"prize": 0.8}, {"prize": NORMAL}, 0.4),
     "dynamics too": (
         Icy,
@@ -203,9 +215,39 @@ def test_the_density_is_that_of_the_program(case: str) -> None:
         point = z.clone().requires_grad_()
         ours = density(point)
         (slope,) = torch.autograd.grad(ours, point)
-        assert float((slope - flat).abs().max()) < 1e-7 * max(1.0, float(flat.abs().max()))
+        value, sampled = density.with_gradient(z)  # which NUTS is given
+        for gradient in (slope, sampled):
+            assert float((gradient - flat).abs().max()) < 1e-7 * max(1.0, float(flat.abs().max()))
+        assert value == pytest.approx(float(ours.detach()), abs=1e-7)
         constant.append(float((ours - theirs).detach()))
     assert np.ptp(constant) < 1e-7
+
+
+def test_priors_of_any_shape_are_those_of_pyro() -> None:
+    """In what NumPy makes of normal and log-normal ones."""
+    priors = [
+        dist.Normal(torch.zeros(2, 3), torch.tensor([0.3, 1.0, 2.0])).to_event(2),
+        dist.LogNormal(number(-0.4), 0.3),
+        dist.LogNormal(torch.zeros(2), 0.7).to_event(1),
+    ]
+    ours, u = NormalPriors(priors), torch.randn(9).double().requires_grad_()
+    parts = [u[:6].reshape(2, 3), u[6], u[7:]]
+    bijections = [biject_to(prior.support) for prior in priors]
+    values = [to(part) for to, part in zip(bijections, parts, strict=True)]
+    theirs = sum(
+        prior.log_prob(value).sum() + to.log_abs_det_jacobian(part, value).sum()
+        for prior, to, value, part in zip(priors, bijections, values, parts, strict=True)
+    )
+    (slope,) = torch.autograd.grad(theirs, u, retain_graph=True)
+    (along,) = torch.autograd.grad(torch.cat([v.reshape(-1) for v in values]).sum(), u)
+    found, slopes = ours.values(u.detach().numpy())
+    value, gradient = ours.log_density(u.detach().numpy())
+    assert value == pytest.approx(float(theirs.detach()), abs=1e-6)
+    assert gradient == pytest.approx(slope.numpy(), rel=1e-9)
+    assert slopes == pytest.approx(along.numpy(), rel=1e-12)
+    assert found == pytest.approx(np.concatenate([v.detach().ravel() for v in values]), rel=1e-12)
+    for other in (dist.Cauchy(0.0, 1.0), dist.Normal(0.0, 1.0).mask(True), dist.Gamma(2.0, 1.0)):
+        assert not NormalPriors.covered(other)
 
 
 @pytest.mark.parametrize("case", CASES)

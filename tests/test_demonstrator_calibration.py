@@ -22,7 +22,7 @@ THINNED = 10
 
 @pytest.mark.slow
 def test_intervals_cover_and_ranks_are_uniform() -> None:
-    """Simulation-based calibration, Talts et al. (2018), arXiv:1804.06788.
+    """Simulation-based calibration, Talts et al. (2018), arXiv:1804.06788, Theorem 1.
 
     Parameters are drawn from the priors, and behaviour is simulated by NumPy.
     """

@@ -15,7 +15,7 @@ import scipy.optimize
 import torch
 from test_exact import example, model_of
 
-from inference_rl import REPS, Exact, FiniteModel, infer, load_target
+from inference_rl import REPS, Exact, FiniteModel, InferenceResult, infer, load_target
 from inference_rl.cli import main
 from inference_rl.diagnostics.diagnostic_pictures import temperature_figure
 from inference_rl.diagnostics.temperature import (
@@ -282,3 +282,21 @@ def test_evaluate_says_where_a_tuned_temperature_got_to(
     assert "it has not settled" in shown
     found = json.loads(command(capsys, "evaluate", "run", "--json"))
     assert found["temperature_report"]["came_to"] == result.temperature
+
+
+def test_evaluate_reports_the_trust_region_of_reps(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = REPS(temperature=0.1, total_steps=800, evaluate_every=400)
+    infer(load_target("chain"), settings).save("run")
+    found = json.loads(command(capsys, "evaluate", "run", "--draws", "300", "--json"))
+    region = trust_region(InferenceResult.load("run"), draws=300)
+    assert found["trust_region"] == json.loads(json.dumps(region.summary()))
+    assert region.temperature is not None
+    assert 1 <= region.effective_sample_size <= 300
+    shown = command(capsys, "evaluate", "run", "--draws", "300")
+    assert f"the dual is least at temperature {region.temperature:.6g}, where they" in shown
+    assert f"{region.rounds[-1]['dual_temperature']:.6g}, its sample counts as" in shown
+    none = json.loads(command(capsys, "evaluate", "run", "--draws", "0", "--json"))
+    assert none["trust_region"] is None

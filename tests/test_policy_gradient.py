@@ -31,6 +31,7 @@ from inference_rl import (
     infer,
     load_target,
 )
+from inference_rl.evaluation import episode_limit
 from inference_rl.inference.exact_finite import _objective, objective_parts
 from inference_rl.inference.policy_gradient import advantages, entropy_bonus_loss, score_loss
 from inference_rl.learning.collection import Collector, Segment
@@ -491,6 +492,30 @@ def test_estimated_parts_are_those_of_the_policy() -> None:
         drawn = np.array([getattr(parts, name) for parts in learned_parts])
         error = drawn.std(ddof=1) / math.sqrt(len(drawn))
         assert abs(drawn.mean() - getattr(exact, name)) < 4 * error
+
+
+def test_the_objective_of_endless_episodes_is_cut_where_nothing_is_left() -> None:
+    """One reward a step, for ever, in a model that says that it can end."""
+    from inference_rl.inference import learned
+
+    endless = FiniteModel.from_tables(
+        np.array([[[1.0, 0.0]], [[0.0, 1.0]]]),
+        np.array([[1.0], [0.0]]),
+        discount=0.9,
+        initial=[1.0, 0.0],
+        terminal=[False, True],
+    )
+    assert endless.can_end
+    assert episode_limit(endless) == 10_000
+    assert learned.objective_steps(endless) == 132  # 0.9^132 < 1e-6 < 0.9^131
+    acting = policy_for(endless)
+    (parts, *_) = learned.sampled_parts(endless, acting, endless.action_prior, 0)
+    assert parts.expected_return == pytest.approx(10.0, rel=1e-6)
+    assert parts.expected_return != pytest.approx(10.0, rel=1e-7)
+    endless.discount = 1.0
+    assert learned.objective_steps(endless) == 10_000
+    endless.discount, endless.horizon = 0.9, 5
+    assert learned.objective_steps(endless) == 5
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@
 6. What the episodes cannot tell is said (`identification`): only θ/α has a say in π, and a reward
    that is the same everywhere has none, if there is no end to come to.
 
-Departures. From Ziebart et al. (2008): a posterior in place of its mode, and the causal entropy of
-Ziebart et al. (2010), with which random dynamics are not wished for. From Ramachandran and Amir
-(2007): Q is that of a soft policy, which expects itself to act so in future too.
+Departures. From Ziebart et al. (2008), "Non-Deterministic Path Distributions" and "Learning from
+Demonstrated Behavior": a posterior in place of its mode, and the causal entropy of Ziebart et al.
+(2010), with which random dynamics are not wished for. From Ramachandran and Amir (2007), §3.1: Q is
+that of a soft policy, which expects itself to act so in future too.
 
 References: Ziebart, Maas, Bagnell and Dey (2008), "Maximum entropy inverse reinforcement learning",
 AAAI. Ziebart, Bagnell and Dey (2010), "Modeling interaction via the principle of maximum causal
@@ -29,7 +30,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro.distributions as dist
@@ -160,7 +161,7 @@ def infer_reward(
     *,
     chains: int = 4,
     draws: int = 500,
-    warmup: int = 150,
+    warmup: int = 100,
     seed: int = 0,
 ) -> RewardPosterior:
     """What rewards, and what temperature, demonstrated behaviour speaks for.
@@ -302,13 +303,11 @@ class _Whitened:
         self.stretch = torch.linalg.inv(self.root).T
 
     def _downhill(self, z: Array) -> tuple[float, Array]:
-        point = torch.from_numpy(z).requires_grad_()
-        value = -self.density(point)
-        (gradient,) = torch.autograd.grad(value, point)
-        return float(value.detach()), gradient.numpy()
+        value, gradient = self.density.with_gradient(torch.from_numpy(z))
+        return -value, -gradient.numpy()
 
     def potential(self, at: Mapping[str, Tensor]) -> Tensor:
-        return -self.density(self.mode + self.stretch @ at["w"])
+        return _Potential.apply(at["w"], self)
 
     def sample(
         self, start: Tensor, draws: int, warmup: int, acceptance: float
@@ -324,6 +323,20 @@ class _Whitened:
         lost = set(chain.diagnostics()["divergences"]["chain 0"])
         z = self.mode + chain.get_samples()["w"] @ self.stretch.T
         return z, [i in lost for i in range(draws)]
+
+
+class _Potential(torch.autograd.Function):
+    """-log p as NUTS takes it, whose gradient was found with it."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, whitened: _Whitened) -> Tensor:
+        value, gradient = whitened.density.with_gradient(whitened.mode + whitened.stretch @ w)
+        ctx.save_for_backward(-(whitened.stretch.T @ gradient))
+        return w.new_tensor(-value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.saved_tensors[0], None
 
 
 def _tree(

@@ -145,14 +145,23 @@ def guide_quality(
             "prior: expected that of the run, which was made in Python and which a saved run does "
             "not hold; judge the result before it is saved, or set result.prior_source"
         )
+    seed = result.seed if seed is None else seed
+    return judged(result, guide_draws(result, draws, horizon, seed), most_states)
+
+
+def guide_draws(
+    result: InferenceResult, draws: int, horizon: int | None, seed: int
+) -> xarray.DataTree:
+    """Trajectories of the guide in the program of its model, as a routine samples them."""
     in_program = dataclasses.replace(result, source=program_of(result.model))
-    tree = result.routine.sample(
-        in_program, draws, horizon=horizon, seed=result.seed if seed is None else seed
-    )
-    return _judged(result, tree, reference(result, most_states))
+    return result.routine.sample(in_program, draws, horizon=horizon, seed=seed)
 
 
-def _judged(result: InferenceResult, tree: xarray.DataTree, exact: Reference | str) -> GuideQuality:
+def judged(
+    result: InferenceResult, tree: xarray.DataTree, most_states: int = MOST_STATES
+) -> GuideQuality:
+    """What `guide_quality` says, by trajectories that `guide_draws` gave."""
+    exact = reference(result, most_states)
     log_weights = column(tree, "sample_stats", "log_weight")[0]
     draws, unfinished = len(log_weights), _unfinished(result, tree)
     is_control = getattr(result.routine, "target", "control") == "control"

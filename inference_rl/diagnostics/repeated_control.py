@@ -25,6 +25,7 @@ import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 import torch
+from scipy.linalg.lapack import dgesv
 from torch import Tensor
 
 from inference_rl.diagnostics.page import Array
@@ -47,11 +48,14 @@ class RepeatedControl:
         self.model, self.discount = model, float(model.discount)
         self.shape = (model.num_states, model.num_actions)
         self.transition, self.log_prior = model.csr, model.log_prior.numpy()
-        self.backwards = self.transition.T.tocsr()
         self.alive = ~model.is_terminal.numpy()
-        few = model.num_states <= FEW_STATES
-        self.dense = self.transition.toarray().reshape(*self.shape, -1) if few else None
         self.value: Array = np.zeros(model.num_states)
+        self.dense: Array | None = None
+        if model.num_states <= FEW_STATES:
+            # Sparse products of small tables are all overhead.
+            self.dense = self.transition.toarray()
+            self._identity = np.eye(model.num_states)
+            self._kept = self.discount * self.dense.reshape(*self.shape, -1) * self.alive
 
     def log_policy(self, reward: Tensor, temperature: Tensor) -> Tensor:
         """log π, (S, A) or (T, S, A), nats, with its gradient.
@@ -67,37 +71,43 @@ class RepeatedControl:
             return self._fixed_point(reward, temperature)
         value, found = np.zeros(self.shape[0]), []
         for _ in range(self.model.horizon):
-            q = reward + self.discount * (self.transition @ value).reshape(self.shape)
-            value = self._soften(q, temperature)
+            q = reward + self._expected(value)
+            value, _ = self._soften(q, temperature)
             found.append((q, value))
         qs, values = zip(*reversed(found), strict=True)
         return np.stack(qs), np.stack(values)
 
-    def _soften(self, q: Array, temperature: float) -> Array:
-        """V of Q, (S,)."""
-        weight = self.log_prior + q / temperature
-        peak = weight.max(1)
-        total = np.exp(weight - peak[:, None]).sum(1)
-        return np.where(self.alive, temperature * (peak + np.log(total)), 0.0)
+    def _expected(self, value: Array) -> Array:
+        """γ P V, (S, A)."""
+        table = self.transition if self.dense is None else self.dense
+        return self.discount * (table @ value).reshape(self.shape)
 
-    def policy(self, q: Array, value: Array, temperature: float) -> Array:
-        """π, (..., S, A); zero where nobody acts."""
-        log_policy = self.log_prior + (q - value[..., None]) / temperature
-        return np.where(self.alive[:, None], np.exp(log_policy), 0.0)
+    def _arriving(self, x: Array) -> Array:
+        """γ Pᵀ x, (S,)."""
+        table = self.transition if self.dense is None else self.dense
+        return self.discount * (x.ravel() @ table)
+
+    def _soften(self, q: Array, temperature: float) -> tuple[Array, Array]:
+        """V (S,) and π (S, A) of Q; zero where nobody acts."""
+        weight = self.log_prior + q / temperature
+        peak = weight.max(1, keepdims=True)
+        mass = np.exp(weight - peak)
+        total = mass.sum(1, keepdims=True)
+        value = temperature * (peak + np.log(total))[:, 0]
+        return np.where(self.alive, value, 0.0), np.where(self.alive[:, None], mass / total, 0.0)
 
     def _fixed_point(self, reward: Array, temperature: float) -> tuple[Array, Array]:
         value, last = self.value, False
         # Not in units of V, which may be on its way to infinity.
         close = SETTLED * max(temperature, float(np.abs(reward).max()))
         for _ in range(STEPS):
-            q = reward + self.discount * (self.transition @ value).reshape(self.shape)
-            backed_up = self._soften(q, temperature)
+            q = reward + self._expected(value)
+            backed_up, policy = self._soften(q, temperature)
             if last:
                 self.value = value
                 return q, backed_up
             step = backed_up - value
             last = bool(np.abs(step).max() <= close)
-            policy = self.policy(q, backed_up, temperature)
             try:
                 value = value + self.solve_linear(policy, step, transposed=False)
             except (np.linalg.LinAlgError, RuntimeError):
@@ -115,9 +125,11 @@ class RepeatedControl:
     def solve_linear(self, policy: Array, right: Array, *, transposed: bool) -> Array:
         """(I - γ P_π)^{-1} right, or that of the transpose; P_π between states that do not end."""
         if self.dense is not None:
-            moves = np.einsum("sa,sat->st", policy, self.dense) * self.alive
-            matrix = np.eye(len(moves)) - self.discount * moves
-            return np.linalg.solve(matrix.T if transposed else matrix, right)
+            matrix = self._identity - (policy[:, None] @ self._kept)[:, 0]
+            *_, found, singular = dgesv(matrix.T if transposed else matrix, right)
+            if singular:
+                raise np.linalg.LinAlgError
+            return found
         along = policy.ravel()[self.model.rows().numpy()] * self.transition.data
         by_state = self.transition.indptr[:: self.shape[1]]
         moves = scipy.sparse.csr_array(
@@ -127,23 +139,29 @@ class RepeatedControl:
         matrix = scipy.sparse.eye_array(self.shape[0]) - self.discount * moves
         return scipy.sparse.linalg.spsolve((matrix.T if transposed else matrix).tocsc(), right)
 
-    def adjoint(
+    def slopes(
         self, gradient: Array, q: Array, value: Array, temperature: float
-    ) -> tuple[Array, Array]:
-        """x and y of the module's third line, for G = `gradient`: like Q and like V."""
-        policy = self.policy(q, value, temperature)
+    ) -> tuple[Array, float]:
+        """∂/∂r̄ (S, A) and ∂/∂α, by the module's fourth line, for G = `gradient`, like Q."""
+        log_ratio = (q - value[..., None]) / temperature
+        policy = np.where(self.alive[:, None], np.exp(self.log_prior + log_ratio), 0.0)
+        x, y = self._adjoint(gradient, policy, temperature)
+        slope = (y * (value - (policy * q).sum(-1))).sum() - (gradient * log_ratio).sum()
+        return x.reshape(-1, *self.shape).sum(0), float(slope / temperature)
+
+    def _adjoint(self, gradient: Array, policy: Array, temperature: float) -> tuple[Array, Array]:
+        """x and y of the module's third line: like Q and like V."""
         chosen, left = gradient / temperature, -gradient.sum(-1) / temperature
-        if q.ndim == 2:
-            arriving = self.discount * (self.backwards @ chosen.ravel())
-            right = np.where(self.alive, left + arriving, 0.0)
+        if policy.ndim == 2:
+            right = np.where(self.alive, left + self._arriving(chosen), 0.0)
             y = self.solve_linear(policy, right, transposed=True)
             return chosen + policy * y[:, None], y
-        x, y = np.empty_like(q), np.empty_like(value)
+        x, y = np.empty_like(policy), np.empty_like(left)
         arriving = np.zeros(self.shape[0])
-        for t in range(len(q)):
+        for t in range(len(policy)):
             y[t] = np.where(self.alive, left[t] + arriving, 0.0)
             x[t] = chosen[t] + policy[t] * y[t][:, None]
-            arriving = self.discount * (self.backwards @ x[t].ravel())
+            arriving = self._arriving(x[t])
         return x, y
 
 
@@ -159,10 +177,5 @@ class _LogPolicy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        q, value, alpha = ctx.parts
-        gradient = gradients[0].numpy()
-        x, y = ctx.control.adjoint(gradient, q, value, alpha)
-        expected = (ctx.control.policy(q, value, alpha) * q).sum(-1)
-        slope = (y * (value - expected)).sum() / alpha
-        slope -= (gradient * (q - value[..., None])).sum() / alpha**2
-        return torch.from_numpy(x.reshape(-1, *x.shape[-2:]).sum(0)), torch.tensor(slope), None
+        along_reward, along_temperature = ctx.control.slopes(gradients[0].numpy(), *ctx.parts)
+        return torch.from_numpy(along_reward), gradients[0].new_tensor(along_temperature), None

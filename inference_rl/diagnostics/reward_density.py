@@ -1,8 +1,9 @@
 """The density that a demonstrator's reward is sampled from: `demonstration`, and `RewardDensity`.
 
 `demonstration` is the program. `RewardDensity` is its logarithm as a function of a flat vector of
-coordinates, without the bookkeeping of a trace, which costs four times what the likelihood does;
-`check` compares the two, and the gradient with a difference.
+coordinates, without the bookkeeping of a trace, which costs four times what the likelihood does,
+and mostly without that of autograd, which costs as much again; `check` compares it with the
+program, and the gradient with a difference.
 
 Coordinates are unconstrained and in units of the prior: z = (u - median) / width, u the image of a
 parameter under the bijection of Pyro's `biject_to`. So the prior of z has about unit variance, and
@@ -24,8 +25,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import biject_to
 
+from inference_rl.diagnostics.normal_priors import NormalPriors
 from inference_rl.diagnostics.page import Array
-from inference_rl.diagnostics.reward_likelihood import RewardLikelihood
+from inference_rl.diagnostics.reward_likelihood import RewardLikelihood, no_model
 
 PRIOR_DRAWS = 1000
 """From which the median and the width of the prior are taken."""
@@ -72,7 +74,8 @@ def demonstration(
 class RewardDensity:
     """log p(θ, α, actions | states) at coordinates z, with the Jacobian of z.
 
-    :param priors: as for `demonstration`. :param temperature: α, if it is known.
+    :param priors: as for `demonstration`, that of `temperature` last. :param temperature: α, if it
+        is known.
     :param draws: of the priors, by name, (D, ...), float64.
     :ivar draws: of these the coordinates, (D, d), but for what is far out.
     :raises ValueError: a prior without width.
@@ -106,6 +109,9 @@ class RewardDensity:
         coordinates = (flat - self.median) / self.width
         self.draws = coordinates[(coordinates.abs() < NEAR).all(-1)]
         self._log_width = self.width.log().sum()
+        self._normal: NormalPriors | None = None
+        if all(NormalPriors.covered(prior) for prior in priors.values()):
+            self._normal = NormalPriors(priors.values())
 
     @property
     def size(self) -> int:
@@ -152,6 +158,36 @@ class RewardDensity:
         parameters, temperature, log_prior = self.point(z)
         return log_prior + self.likelihood(parameters, temperature)
 
+    def with_gradient(self, z: Tensor) -> tuple[float, Tensor]:
+        """The same, with its gradient (d,).
+
+        By NumPy, if rewards are affine and priors normal or log-normal: autograd costs several
+        times what it differentiates.
+        """
+        affine = self.likelihood.model.affine
+        if self._normal is None or affine is None:
+            with torch.enable_grad():
+                point = z.detach().requires_grad_()
+                value = self(point)
+                (gradient,) = torch.autograd.grad(value, point)
+            return float(value.detach()), gradient
+        z = z.detach()
+        if not bool((z.abs() < FAR).all()):
+            return -math.inf, torch.zeros_like(z)
+        width = self.width.numpy()
+        u = self.median.numpy() + width * z.numpy()
+        values, slopes = self._normal.values(u)
+        log_prior, pull = self._normal.log_density(u)
+        parameters, temperature = values, self.temperature
+        if temperature is None:
+            parameters, temperature = values[:-1], float(values[-1])
+        try:
+            likelihood, along = self.likelihood.with_gradient(parameters, temperature)
+        except ValueError as error:
+            raise no_model(self.parameters(z), error) from error
+        gradient = width * (pull + slopes * along[: len(u)])
+        return log_prior + likelihood + float(self._log_width), torch.from_numpy(gradient)
+
     def of_episodes(self, z: Tensor) -> Array:
         """The log-likelihood of each episode, nats, (E,)."""
         parameters, temperature, _ = self.point(z)
@@ -188,11 +224,10 @@ class RewardDensity:
         """:raises ValueError: the density is not that of the program at z, or its gradient not its
         own: a prior whose support is another than it says, or a `build` that loses gradients.
         """
-        z = z.detach().requires_grad_()
-        log_density = self(z)
-        (gradient,) = torch.autograd.grad(log_density, z)
-        ours = float(log_density.detach() - self._jacobian(z.detach()))
-        values = self.constrained(z.detach())[0]
+        z = z.detach()
+        log_density, gradient = self.with_gradient(z)
+        ours = log_density - float(self._jacobian(z))
+        values = self.constrained(z)[0]
         program = poutine.condition(demonstration, data=values)
         with torch.no_grad():
             trace = poutine.trace(program).get_trace(self.likelihood, self.priors, self.temperature)

@@ -49,6 +49,7 @@ class ParametricModel:
     :param build: from parameters, float64 tensors by name, to a finite model.
     :param examples: of parameters, (D, ...) by name: what depends on them is seen from these.
     :ivar only_rewards: whether nothing but rewards depends on them.
+    :ivar affine: base (S, A) and matrix (S·A, p) of r̄ = base + matrix · θ, or None.
     :raises TypeError, ValueError: what `build` makes of these is no finite model, or of another
         size, end, discount or horizon each time.
     """
@@ -78,9 +79,9 @@ class ParametricModel:
         rows = self.fixed.rows()
         actions = self.fixed.num_actions
         self._along = (rows // actions, rows % actions, self.fixed.successors.long())
-        self._affine: tuple[Tensor, Tensor] | None = None
+        self.affine: tuple[Tensor, Tensor] | None = None
         if self.only_rewards:
-            self._affine = self._fitted(examples)
+            self.affine = self._fitted(examples)
 
     def _fitted(self, examples: Parameters) -> tuple[Tensor, Tensor] | None:
         """base (S, A) and matrix (S·A, p) of r̄, or None if it is not affine in θ."""
@@ -106,14 +107,14 @@ class ParametricModel:
 
         If not, there is none from now on.
         """
-        if self._affine is None:
+        if self.affine is None:
             return True
         with torch.no_grad():
             for example in (_example(examples, i) for i in range(number)):
                 ours = self.expected_reward(example)
                 theirs = self.expected_reward(example, anew=True)
                 if (ours - theirs).abs().max() > AFFINE * theirs.abs().max().clamp(min=1):
-                    self._affine = None
+                    self.affine = None
                     return False
         return True
 
@@ -122,8 +123,8 @@ class ParametricModel:
 
         :param anew: by `build`, whatever is known of it.
         """
-        if self._affine is not None and not anew:
-            base, matrix = self._affine
+        if self.affine is not None and not anew:
+            base, matrix = self.affine
             return base + (matrix @ _flat(parameters)).reshape(base.shape)
         return self.fixed.row_sum(self.fixed.probabilities * self._rewards(parameters))
 
@@ -220,6 +221,9 @@ class RewardLikelihood:
             self.control = RepeatedControl(fixed)
             counts = self.counts["action"]
             self._decided = counts.rows[counts.row] * A + counts.outcome
+            shape = (S, A) if fixed.horizon is None else (fixed.horizon, S, A)
+            self._times = np.zeros(shape)
+            self._times.ravel()[self._decided] = counts.total.numpy()
             return
         after = [e.states[1:] for e in episodes]
         moves = [(e.before * A + e.actions)[: len(s)] for e, s in zip(episodes, after, strict=True)]
@@ -264,6 +268,21 @@ class RewardLikelihood:
         tables = self.tables(parameters, temperature)
         parts = [(n.total * tables[k][n.row, n.outcome]).sum() for k, n in self.counts.items()]
         return torch.stack(parts).sum()
+
+    def with_gradient(self, parameters: Array, temperature: float) -> tuple[float, Array]:
+        """The same for rewards that are affine, at θ (p,), and its gradient in θ and α, (p + 1,).
+
+        :raises ValueError: there is no finite value.
+        """
+        assert self.model.affine is not None
+        base, matrix = (table.numpy() for table in self.model.affine)
+        reward = base + (matrix @ parameters).reshape(base.shape)
+        q, value = self.control.solve(reward, temperature)
+        log_policy = self.control.log_prior + (q - value[..., None]) / temperature
+        seen = self._decided.numpy()
+        total = log_policy.ravel()[seen] @ self._times.ravel()[seen]
+        along, slope = self.control.slopes(self._times, q, value, temperature)
+        return float(total), np.append(along.ravel() @ matrix, slope)
 
     def of_episodes(self, parameters: Parameters, temperature: Tensor) -> Array:
         """Of each episode by itself, nats: (E,)."""

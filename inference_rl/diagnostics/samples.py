@@ -22,7 +22,15 @@ from inference_rl.randomness import derived
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["as_arviz", "chains", "column", "load_samples", "rhat_of_returns", "save_samples"]
+__all__ = [
+    "as_arviz",
+    "chains",
+    "column",
+    "load_samples",
+    "rhat",
+    "rhat_of_returns",
+    "save_samples",
+]
 
 
 def save_samples(tree: xarray.DataTree, path: str | Path) -> Path:
@@ -107,11 +115,15 @@ def rhat_of_returns(tree: xarray.DataTree) -> float | None:
     Above 1.01 runs differ by more than their own spread explains. None if there is one chain, or
     all returns are the same. Vehtari et al. (2021), doi:10.1214/20-BA1221.
     """
-    returns = column(tree, "sample_stats", "return")
+    return rhat(column(tree, "sample_stats", "return"))
+
+
+def rhat(returns: Array) -> float | None:
+    """The same of returns (chain, draw)."""
     if len(returns) < 2 or returns.shape[1] < 4 or np.ptp(returns) == 0:
         return None
-    rhat = float(arviz().rhat(returns))
-    return rhat if math.isfinite(rhat) else None
+    found = float(arviz().rhat(returns))
+    return found if math.isfinite(found) else None
 
 
 def column(tree: xarray.DataTree, group: str, name: str) -> Array:

@@ -310,6 +310,10 @@ class TrustRegion:
     refused_because: str | None
     rounds: tuple[dict[str, float], ...]
 
+    def summary(self) -> dict[str, Any]:
+        """The numbers, for JSON."""
+        return dataclasses.asdict(self)
+
 
 def trust_region(
     result: InferenceResult, *, epsilon: float | None = None, draws: int = 1000, seed: int = 0

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inference_rl.diagnostics.guide import GuideQuality
-from inference_rl.diagnostics.temperature import Curve, TemperatureReport
+from inference_rl.diagnostics.temperature import Curve, TemperatureReport, TrustRegion
 
 ROUNDING = 1e-12
 """Nats: below it a divergence is shown as nothing."""
@@ -116,3 +116,33 @@ def _curve(curve: Curve, predicted: float | None) -> Table:
         )
     table.caption = "exact; nats per step, and discounted reward"
     return table
+
+
+def print_trust_region(region: TrustRegion) -> None:
+    """What reweighting episodes within a divergence comes to, and what the rounds of a run did."""
+    console = Console()
+
+    def say(words: str) -> None:
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
+
+    say(f"Trust region of {region.epsilon:g} nats, for {region.episodes} whole episodes:")
+    if region.refused_because is not None:
+        say(f"  the dual has no minimum: {region.refused_because}")
+    if region.temperature is not None:
+        say(f"  the dual is least at temperature {region.temperature:.6g}, where they count as "
+            f"{region.effective_sample_size:.4g}")  # fmt: skip
+    if region.rounds:
+        last = region.rounds[-1]
+        say(f"  the run's last round, after {last['steps']:,.0f} steps: dual temperature "
+            f"{last['dual_temperature']:.6g}, its sample counts as "
+            f"{last['effective_sample_size']:.4g}")  # fmt: skip
+    table = Table("dual temperature", "dual", caption="both in reward units")
+    for column in table.columns:
+        column.justify = "right"
+    lowest = min(range(len(region.dual)), key=region.dual.__getitem__)
+    first = min(max(lowest - ROWS // 2, 0), max(len(region.dual) - ROWS, 0))
+    for temperature, dual in list(zip(region.temperatures, region.dual, strict=True))[
+        first : first + ROWS
+    ]:
+        table.add_row(f"{temperature:.3g}", f"{dual:.6g}")
+    console.print(table)

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 OBJECTIVE_EPISODES = 32
 """From which the objective of the policy that was learned is estimated."""
 
+OBJECTIVE_REST = 1e-6
+"""Of the weight of all steps: what may follow the last step that the objective is estimated by."""
+
 NO_EVIDENCE = "a learned routine sees samples only; Exact gives the evidence of a known model"
 
 
@@ -591,15 +594,14 @@ def sampled_parts(
 ) -> list[ObjectiveParts]:
     """What J is made of, in each of `OBJECTIVE_EPISODES` episodes of `policy`.
 
-    Episodes are cut where those of an evaluation are: see `episode_limit`.
+    Episodes are cut after `objective_steps`.
     """
     import torch
 
-    from inference_rl.evaluation import episode_limit
     from inference_rl.learning.collection import Collector
     from inference_rl.simulate import environments
 
-    batch = environments(model, OBJECTIVE_EPISODES, episode_limit(model))
+    batch = environments(model, OBJECTIVE_EPISODES, objective_steps(model))
     collector = Collector(batch, seed)
     try:
         data = collector.collect_episodes(policy)
@@ -618,6 +620,24 @@ def sampled_parts(
 
     columns = (data.reward, -log_prob, divergence, torch.ones_like(data.reward))
     return [ObjectiveParts(*row) for row in zip(*map(sums, columns), strict=True)]
+
+
+def objective_steps(model: EnvironmentModel) -> int:
+    """Steps after which episodes that J is estimated by are cut.
+
+    Where those of an evaluation are (`episode_limit`), or before: where Σ_{k >= t} γ^k is
+    `OBJECTIVE_REST` of the whole. What is cut off is then at most that part of max|r̃| / (1 - γ),
+    r̃ = r - α log(π/ρ), thousands of times less than what 32 episodes leave uncertain unless their
+    returns agree to a thousandth.
+    """
+    from inference_rl.evaluation import episode_limit
+
+    limit = episode_limit(model)
+    if model.discount == 0:
+        return 1
+    if model.discount == 1:
+        return limit
+    return min(limit, math.ceil(math.log(OBJECTIVE_REST) / math.log(model.discount)))
 
 
 def mean_parts(episodes: list[ObjectiveParts]) -> ObjectiveParts:

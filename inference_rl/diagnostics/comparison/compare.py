@@ -44,6 +44,8 @@ class Comparison:
     :ivar seeds: of each learner. :ivar total_steps: of each run. :ivar seed: of everything random.
     :ivar guides: how good soft policies are as guides, where they are exact: their bound, the
         evidence, and whether weights p(τ, O) / q(τ) can be trusted.
+    :ivar learned_guides: the same of what routines learned, over seeds, with the divergence from
+        the exact policy where that is known, and R̂ of the returns of seeds.
     """
 
     target: str
@@ -61,6 +63,7 @@ class Comparison:
     seed: int
     claims: tuple[Claim, ...]
     guides: Table | None
+    learned_guides: Table | None
     seconds: float
 
     @property
@@ -83,11 +86,14 @@ class Comparison:
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in ("claims", "guides")
+            if field.name not in ("claims", "guides", "learned_guides")
         } | {
             "counts": self.counts,
             "claims": [claim.as_json() for claim in self.claims],
             "guides": None if self.guides is None else self.guides.as_json(),
+            "learned_guides": None
+            if self.learned_guides is None
+            else self.learned_guides.as_json(),
         }
 
 
@@ -208,9 +214,11 @@ class _Comparing:
             grid = tuple(wanted)
             reference = grid[len(grid) // 2]
         claims = [] if known is None else self._exact_claims(known)
+        courses = []
         if self.settings:
             assert scene is not None
-            claims += self._learned_claims(known, scene, grid, reference)
+            courses = self._courses(known, scene, grid, reference)
+            claims += self._learned_claims(courses, sampled_too=known is None)
         else:
             assert known is not None
             claims += self._table_claims(known)
@@ -234,6 +242,7 @@ class _Comparing:
             seed=self.seed,
             claims=tuple(sorted(claims, key=_order)),
             guides=None if known is None else guides.guides(known, self.seed, self.say),
+            learned_guides=guides.learned_guides(courses) if courses else None,
             seconds=time.perf_counter() - self.started,
         )
 
@@ -260,16 +269,15 @@ class _Comparing:
         )
         return self._about_learning(course)
 
-    def _learned_claims(
+    def _courses(
         self,
         known: exact.Policies | None,
         scene: routines.Scene,
         grid: tuple[float, ...],
         reference: float,
-    ) -> list[Claim]:
-        claims = []
-        for settings in self.settings:
-            course = routines.course(
+    ) -> list[runs.Course]:
+        return [
+            routines.course(
                 self.model,
                 settings,
                 self.prior,
@@ -282,7 +290,13 @@ class _Comparing:
                 suffix=settings.name if len(self.settings) > 1 else "",
                 progress=self.say,
             )
-            if known is None:
+            for settings in self.settings
+        ]
+
+    def _learned_claims(self, courses: list[runs.Course], *, sampled_too: bool) -> list[Claim]:
+        claims = []
+        for course in courses:
+            if sampled_too:
                 parts = (sampled.randomness, sampled.trade, sampled.robustness, sampled.cost)
                 claims += [part(course) for part in parts]
             claims += self._about_learning(course)

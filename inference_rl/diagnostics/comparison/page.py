@@ -9,9 +9,8 @@ from inference_rl.diagnostics.comparison.compare import Comparison
 from inference_rl.diagnostics.comparison.findings import Cell, Claim, Effect, Table
 from inference_rl.diagnostics.comparison.pictures import drawn, strip
 from inference_rl.diagnostics.comparison.terminal import (
-    GUIDES,
-    GUIDES_SAY,
     cell,
+    guide_tables,
     shown_estimate,
 )
 from inference_rl.html.charts import number
@@ -49,7 +48,7 @@ def render(comparison: Comparison) -> str:
                 "div",
                 element("p", HOW_TO_READ, class_="how"),
                 *(_section(i, claim) for i, claim in enumerate(comparison.claims, start=1)),
-                None if comparison.guides is None else _guides(comparison.guides),
+                _guides(comparison),
                 id="steps",
                 tabindex="-1",
             ),
@@ -85,7 +84,7 @@ def _contents(comparison: Comparison) -> Element:
         entry(i, claim.title, _badge(claim.verdict, word=False), claim.id)
         for i, claim in enumerate(comparison.claims, start=1)
     ]
-    if comparison.guides is not None:
+    if guide_tables(comparison):
         link = element("a", element("span", ""), element("span", "As guides"), href="#guides")
         entries.append(element("li", link))
     return contents(element("ol", *entries))
@@ -131,16 +130,18 @@ def _section(place: int, claim: Claim) -> Element:
     )
 
 
-def _guides(table: Table) -> Element:
-    return element(
-        "section",
-        element("h2", GUIDES, id="guides-title", tabindex="-1"),
-        element("p", GUIDES_SAY, class_="explanation"),
-        _table(table),
-        class_="step",
-        id="guides",
-        aria_labelledby="guides-title",
-    )
+def _guides(comparison: Comparison) -> Element | None:
+    parts: list[Element] = []
+    for title, says, table in guide_tables(comparison):
+        name = {} if parts else {"id": "guides-title", "tabindex": "-1"}
+        parts += [
+            element("h2", title, **name),
+            element("p", says, class_="explanation"),
+            _table(table),
+        ]
+    if not parts:
+        return None
+    return element("section", *parts, class_="step", id="guides", aria_labelledby="guides-title")
 
 
 def _effect(effect: Effect) -> Element:

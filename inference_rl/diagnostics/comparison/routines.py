@@ -6,7 +6,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from inference_rl.diagnostics.comparison.runs import (
 )
 from inference_rl.diagnostics.comparison.tabular import rare
 from inference_rl.diagnostics.comparison.visits import entropy, longest, mode
+from inference_rl.diagnostics.guide import GuideQuality, guide_draws, judged
+from inference_rl.diagnostics.samples import column, rhat
 from inference_rl.environment import EnvironmentModel
 from inference_rl.evaluation import evaluate
 from inference_rl.inference import InferenceResult, infer, routine_class
@@ -34,6 +36,9 @@ from inference_rl.policies import Policy
 from inference_rl.priors import ActionPrior, MixturePrior
 from inference_rl.randomness import derived, torch_seeded
 from inference_rl.simulate import environments
+
+if TYPE_CHECKING:
+    import xarray
 
 Array = np.ndarray[Any, Any]
 
@@ -48,6 +53,9 @@ SLIPS = (0.0, STRENGTH, 0.4)
 
 EPISODES = 10
 """Of an evaluation."""
+
+DRAWS = 40
+"""Trajectories of each policy, to judge it as a guide by, and where it is not evaluated exactly."""
 
 BINS = 10
 """Of each coordinate of a state, to count where a run has been."""
@@ -84,7 +92,11 @@ def small(name: str, model: EnvironmentModel, total_steps: int) -> Any:
     if is_table and hasattr(settings, "replay_capacity") and hasattr(settings, "warmup_steps"):
         wanted |= {"learning_rate": 0.01, "value_learning_rate": 0.01}
     if not is_table and hasattr(settings, "warmup_steps"):
-        wanted |= {"learning_rate": 3e-3, "value_learning_rate": 3e-3, "target_rate": 0.02}
+        # An update costs what it costs whatever its batch: half of them, of twice the batch and at
+        # twice the rates, learn about as much in about half the time.
+        wanted |= {"environments": 4, "updates_per_step": 0.5, "batch_size": 128}
+        wanted |= {"learning_rate": 6e-3, "value_learning_rate": 6e-3, "target_rate": 0.04}
+        wanted |= {"warmup_steps": max(128, total_steps // 10)}
     return shortened(changed(settings, **wanted), total_steps)
 
 
@@ -227,7 +239,7 @@ def course(
             plan += [(baseline, bare, rate), (chosen, reference, rate)]
     runs = []
     for number, (name, temperature, rate) in enumerate(plan):
-        rows = []
+        found = []
         for which in range(seeds):
             said = f"{settings.name}, {name}, rate {rate:.2g}, seed {which + 1} of {seeds}"
             at = f"run {number * seeds + which + 1} of {len(plan) * seeds}: {said}"
@@ -236,9 +248,13 @@ def course(
             own = _settings(settings, temperature, rate, reference)
             # Of its own: intervals are those of independent samples.
             run_seed = derived(seed, f"{settings.name} {name} {rate:g} {which}") % 2**31
-            rows.append(_one(model, own, prior, scene, known, run_seed, rate == 1.0))
-        columns = [np.array(column) for column in zip(*rows, strict=True)]
-        runs.append(Runs(name, _kind(temperature, bare), rate, *columns))
+            found.append(_one(model, own, prior, scene, known, run_seed, rate == 1.0))
+        columns = [np.array(values) for values in zip(*(run.row for run in found), strict=True)]
+        chains = [run.returns for run in found if run.returns is not None]
+        guides = tuple(run.guide for run in found if run.guide is not None)
+        mixed = rhat(np.stack(chains)) if chains else None
+        kind = _kind(temperature, bare)
+        runs.append(Runs(name, kind, rate, *columns, guides=guides, rhat=mixed))
     best = max(float(run.greedy.max()) for run in runs)
     span = best - float(scene.returns.mean())
     if known is not None:
@@ -290,6 +306,18 @@ def _settings(settings: Any, temperature: float | None, rate: float, reference: 
     return changed(settings, **changes)
 
 
+class _Run(NamedTuple):
+    """What came of a run.
+
+    :ivar row: as `Runs` has it. :ivar guide: what its policy is as a guide, if it was judged.
+    :ivar returns: of the episodes that it was judged by, (DRAWS,).
+    """
+
+    row: tuple[Any, ...]
+    guide: GuideQuality | None
+    returns: Array | None
+
+
 def _one(
     model: EnvironmentModel,
     settings: Any,
@@ -297,9 +325,9 @@ def _one(
     scene: Scene,
     known: Policies | None,
     seed: int,
-    slips: bool,
-) -> tuple[Any, ...]:
-    """A run, as a row of `Runs`."""
+    usual: bool,
+) -> _Run:
+    """Run and evaluate it; at the usual rate also under slips, and as a guide."""
     witness = Witness(scene, settings.total_steps)
     with warnings.catch_warnings(), watched(witness):
         warnings.simplefilter("ignore")
@@ -307,33 +335,47 @@ def _one(
     seen = (len(witness.cells), witness.found)
     if known is not None:
         table = policy_table(result, known)
-        returns = known.dynamics.returns(np.stack([table, mode(table)]))
+        exact = known.dynamics.returns(np.stack([table, mode(table)]))
         entropy = known.dynamics.mean_entropies(table[None])[0]
-        return (*seen, *returns, entropy, result.temperature)
-    drawn, per_step = _acted(model, result)
+        row = (*seen, *exact, entropy, result.temperature)
+        if not usual:
+            return _Run(row, None, None)
+        # The same as tables, which are drawn from and solved in less time.
+        result = dataclasses.replace(result, source=known.model)
+        return _Run(row, *_judged(result, _drawn(result, None)))
     cut = longest(model)
+    tree = _drawn(result, cut)
+    drawn = float(column(tree, "sample_stats", "return").mean())
     likeliest = result.evaluate(EPISODES, deterministic=True, max_steps=cut).mean_return
-    row = (*seen, drawn, likeliest, per_step, result.temperature)
-    if not slips:
-        return (*row, [np.nan] * len(SLIPS))
-    return (*row, [drawn, *(_slipped(model, result, prior, delta) for delta in SLIPS[1:])])
+    row = (*seen, drawn, likeliest, _entropy_along(tree, result), result.temperature)
+    if not usual:
+        return _Run((*row, [np.nan] * len(SLIPS)), None, None)
+    slipped = [drawn, *(_slipped(model, result, prior, delta) for delta in SLIPS[1:])]
+    return _Run((*row, slipped), *_judged(result, tree))
 
 
-def _acted(model: EnvironmentModel, result: InferenceResult) -> tuple[float, float]:
-    """The mean return of some episodes, and the mean entropy of the actions along them, nats."""
-    batch = environments(model, EPISODES, longest(model))
-    try:
-        collector = Collector(batch, derived(result.seed, "evaluation"))
-        data = collector.collect_episodes(result.policy)
-    finally:
-        batch.close()
-    returns = [episode.total for episode in collector.finished[-EPISODES:]]
-    states, steps = data.state[data.valid], data.step[data.valid]
-    some = torch.linspace(0, len(states) - 1, min(ACTION_STATES, len(states))).long()
+def _drawn(result: InferenceResult, steps: int | None) -> xarray.DataTree:
+    return guide_draws(result, DRAWS, steps, derived(result.seed, "evaluation"))
+
+
+def _judged(
+    result: InferenceResult, tree: xarray.DataTree
+) -> tuple[GuideQuality | None, Array | None]:
+    """What a policy is as a guide, which at temperature 0 it is not; returns of its episodes."""
+    guide = judged(result, tree) if result.temperature > 0 else None
+    return guide, column(tree, "sample_stats", "return")[0]
+
+
+def _entropy_along(tree: xarray.DataTree, result: InferenceResult) -> float:
+    """The mean entropy of the actions along trajectories, nats."""
+    alive = column(tree, "posterior", "alive")[0]
+    draws, steps = np.nonzero(alive)
+    some = np.linspace(0, len(steps) - 1, min(ACTION_STATES, len(steps))).astype(int)
+    draws, steps = draws[some], steps[some]
+    states = torch.from_numpy(column(tree, "posterior", "state")[0][draws, steps])
     with torch.no_grad():
-        distribution = result.policy(states[some], steps[some])
-    entropies = action_entropies(distribution, derived(result.seed, "entropy"))
-    return float(np.mean(returns)), float(entropies.mean())
+        distribution = result.policy(states, torch.from_numpy(steps))
+    return float(action_entropies(distribution, derived(result.seed, "entropy")).mean())
 
 
 def action_entropies(distribution: Any, seed: int) -> Array:

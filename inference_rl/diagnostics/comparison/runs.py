@@ -22,6 +22,7 @@ from inference_rl.diagnostics.comparison.findings import (
     share_difference,
     unknown,
 )
+from inference_rl.diagnostics.guide import GuideQuality
 from inference_rl.randomness import derived
 from inference_rl.temperature import DISCRETE_SHARE
 
@@ -47,6 +48,9 @@ class Runs:
     :ivar returns: of the policy it learned, reward units. :ivar greedy: of its most likely actions.
     :ivar entropies: nats per step. :ivar temperatures: where they ended, reward units.
     :ivar slipped: returns where actions slip, (K, strengths); None where that was not asked.
+    :ivar guides: what the policies are as guides, one a seed; none at temperature 0, nor where that
+        was not asked. :ivar rhat: of the returns of episodes, seeds as chains; None without any, or
+        where all are the same.
     """
 
     name: str
@@ -59,6 +63,8 @@ class Runs:
     entropies: Array
     temperatures: Array
     slipped: Array | None = None
+    guides: tuple[GuideQuality, ...] = dataclasses.field(default=(), kw_only=True)
+    rhat: float | None = dataclasses.field(default=None, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)

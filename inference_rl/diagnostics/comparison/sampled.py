@@ -17,6 +17,7 @@ from inference_rl.diagnostics.comparison.findings import (
 from inference_rl.diagnostics.comparison.robustness import STRENGTH
 from inference_rl.diagnostics.comparison.routines import (
     ACTION_BINS,
+    DRAWS,
     EPISODES,
     SLIPS,
 )
@@ -68,7 +69,7 @@ def trade(course: Course) -> Claim:
         title="Return against entropy" + course.title,
         says="The temperature trades return for entropy: the hotter, the more random and the worse "
         "paid.",
-        measured=f"Returns of {EPISODES} episodes (undiscounted, without entropy) of what was "
+        measured=f"Returns of {DRAWS} episodes (undiscounted, without entropy) of what was "
         f"learned by {course.by} at each temperature, {course.steps:,} steps, "
         f"{len(regular.returns)} seeds.",
         effects=(
@@ -119,9 +120,9 @@ def robustness(course: Course) -> Claim:
         title="Robustness" + course.title,
         says="A MaxEnt policy, inferred without the change, earns more than a regular one when the "
         "world changes.",
-        measured=f"Returns of {EPISODES} episodes in which an action of the prior is carried out "
-        f"with some probability, {STRENGTH:g} for the verdict, in place of the chosen one. Other "
-        "changes need the model's tables, which a simulator has none of.",
+        measured=f"Returns of {EPISODES} episodes ({DRAWS} without slips) in which an action of "
+        f"the prior is carried out with some probability, {STRENGTH:g} for the verdict, in place "
+        "of the chosen one. Other changes need the model's tables, which a simulator has none of.",
         effects=(
             Effect(
                 f"return under slips, {soft.name} above {regular.name}",
@@ -156,8 +157,8 @@ def cost(course: Course) -> Claim:
         title="The cost of entropy" + course.title,
         says="Where a deterministic policy suffices, as in every fully observed model, acting at "
         "random costs return, and taking the likeliest action gives it back.",
-        measured=f"Returns of {EPISODES} episodes with drawn and with the likeliest actions, of "
-        f"what was learned by {course.by} in {course.steps:,} steps.",
+        measured=f"Returns of {DRAWS} episodes with drawn actions and of {EPISODES} with the "
+        f"likeliest, of what was learned by {course.by} in {course.steps:,} steps.",
         effects=(
             Effect(
                 f"return, {regular.name} above {soft.name}",
