@@ -211,7 +211,7 @@ def _run(
 
 def _words(study: Study, trials: int) -> str:
     ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    scores = [trial.value for trial in ended if trial.state.name == "COMPLETE"]
+    scores = [t.value for t in ended if t.value is not None and t.state.name == "COMPLETE"]
     best = f", best score {max(scores):.4g}" if scores else ""
     return f"{len(ended)} of {trials} trials{best}"
 

@@ -20,16 +20,20 @@ import logging
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
 GRACE = 10.0
 """Seconds in which those who are asked to stop may save."""
+
+PATIENCE = 5.0
+"""Seconds in which a cluster has to answer."""
 
 Arguments = tuple[Any, ...]
 Take = Callable[[], Arguments | None]
@@ -204,18 +208,17 @@ def on_ray(call: str, take: Take, workers: int) -> Outcomes:
         ) from error
     begun = not ray.is_initialized()
     if begun:
-        try:
+        # "local", because without an address Ray takes whatever cluster runs on this machine.
+        address = os.environ.get("RAY_ADDRESS", "local")
+        _check_cluster(address)
+        with _handlers_kept():
             ray.init(
+                address=address,
+                num_cpus=workers if address == "local" else None,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                num_cpus=None if "RAY_ADDRESS" in os.environ else workers,
             )
-        except ConnectionError as error:
-            raise ValueError(
-                f"workers: expected a Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}, "
-                f"found none ({error})"
-            ) from error
     remote = ray.remote(num_cpus=1, max_retries=0)(_on_ray)
     busy: dict[Any, Arguments] = {}
     try:
@@ -236,6 +239,34 @@ def on_ray(call: str, take: Take, workers: int) -> Outcomes:
             ray.cancel(task, force=True)
         if begun:
             ray.shutdown()
+
+
+def _check_cluster(address: str) -> None:
+    """Ask in seconds what Ray takes minutes to find out.
+
+    :raises ValueError: nobody answers at an address HOST:PORT.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+    except OSError as error:
+        raise ValueError(
+            f"workers: expected a Ray cluster at RAY_ADDRESS={address}, where nobody answers "
+            f"({error}); begin one by ray start --head, or unset RAY_ADDRESS"
+        ) from error
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Ray puts a handler of its own in place of the one that stops the sweep by SIGTERM."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _on_ray(call: str, arguments: Arguments) -> dict[str, Any]:
