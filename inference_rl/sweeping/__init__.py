@@ -265,15 +265,20 @@ def _interruptible() -> Iterator[None]:
         yield
         return
     asked: list[int] = []
+    words = "the sweep was stopped"
 
     def handle(number: int, frame: Any) -> None:
         if not asked:
             asked.append(number)
-            raise Interrupted("stopped between evaluations", number)
+            raise Interrupted(words, number)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except KeyboardInterrupt as stop:
+        if asked and not isinstance(stop, Interrupted):  # as Ray makes of any signal
+            raise Interrupted(words, asked[0]) from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
