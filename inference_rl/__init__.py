@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         StickyPrior,
         UniformPrior,
     )
+    from inference_rl.scale_out import Workers
     from inference_rl.tabulation import tabulate
     from inference_rl.targets import load_target
     from inference_rl.truncated_normal import TruncatedNormal
@@ -71,6 +72,7 @@ _HOME = {
     "UniformPrior": "priors",
     "tabulate": "tabulation",
     "load_target": "targets",
+    "Workers": "scale_out",
 }
 
 __all__ = [
@@ -100,6 +102,7 @@ __all__ = [
     "TabularPolicy",
     "TruncatedNormal",
     "UniformPrior",
+    "Workers",
     "as_gymnasium",
     "infer",
     "load_target",

@@ -37,6 +37,19 @@ class Step:
     truncated: Tensor
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Slots first, first + 1, ..., first + size - 1 of a batch of `of` that is divided."""
+
+    first: int
+    size: int
+    of: int
+
+    @property
+    def slots(self) -> slice:
+        return slice(self.first, self.first + self.size)
+
+
 class Environments(abc.ABC):
     """`size` slots, each at its own episode. A slot starts ended, and is started by `reset`.
 
@@ -79,16 +92,23 @@ class Slots:
 
     :param name: of the environment, for messages. :param limit: steps after which an episode is
         cut. :param horizon: steps after which it has ended, because the problem has.
+    :param first: the number of the first slot, for messages.
     """
 
     def __init__(
-        self, name: str, size: int, limit: int | None = None, horizon: int | None = None
+        self,
+        name: str,
+        size: int,
+        limit: int | None = None,
+        horizon: int | None = None,
+        first: int = 0,
     ) -> None:
         if size < 1:
             raise ValueError(f"size: expected at least one slot, got {size}")
         if limit is not None and limit < 1:
             raise ValueError(f"limit: expected at least one step, got {limit}")
         self.name, self.size, self.limit, self.horizon = name, size, limit, horizon
+        self.first = first
         self.alive = np.zeros(size, dtype=bool)
         self.seeds = np.zeros(size, dtype=np.uint64)
         self.steps = np.zeros(size, dtype=np.int64)
@@ -104,7 +124,7 @@ class Slots:
     def check(self, slots: np.ndarray, actions: Tensor, space: Space[Any]) -> None:
         """Refuse to step a slot that has ended, or with actions that `space` does not have."""
         if not (alive := self.alive[slots]).all():
-            slot = int(np.asarray(slots)[~alive][0])
+            slot = self.first + int(np.asarray(slots)[~alive][0])
             raise ValueError(
                 f"{self.name}: expected slots whose episodes go on, but that of slot {slot} has "
                 "ended or never began; reset the slot first"
@@ -148,8 +168,8 @@ class Slots:
 
     def where(self, slot: int) -> str:
         return (
-            f"{self.name}, slot {int(slot)} (episode seed {int(self.seeds[slot])}), step "
-            f"{int(self.steps[slot])}"
+            f"{self.name}, slot {self.first + int(slot)} (episode seed {int(self.seeds[slot])}), "
+            f"step {int(self.steps[slot])}"
         )
 
     def fault(self, slot: int, what: str) -> EnvironmentFault:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from inference_rl.networks import Architecture
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
+    from inference_rl.scale_out import Workers
     from inference_rl.sweeping.results import SweepResult
 
 PATIENCE = 2.0
@@ -105,6 +106,48 @@ else:  # made when this runs, which is too late for a type checker
 
 
 @dataclasses.dataclass
+class Collecting:
+    """Who steps the environments of a learned routine."""
+
+    workers: Annotated[str | None, tyro.conf.arg(metavar="N|ray")] = None
+    """So many processes of this machine beside this one, or actors on a Ray cluster. The run is the
+    same."""
+    num_workers: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """How many actors on Ray."""
+    ray_address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Of the cluster. Default: one of this machine alone."""
+    patience: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
+    """What a step of the environments may take, before a worker is replaced, or the run stops.
+    Default: 300."""
+    ahead: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(name="async")] = False
+    """Let workers collect the next round while this process learns from the last one."""
+
+    def asked(self) -> Workers | None:
+        """What these options say. :raises ValueError: it makes no sense."""
+        from inference_rl.scale_out import Workers
+
+        if self.workers is None:
+            for name in ("num_workers", "ray_address"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"--{name.replace('_', '-')} was given without --workers")
+            if self.ahead:
+                raise ValueError("--async was given without --workers: somebody must collect")
+            return None if self.patience is None else Workers(0, patience=self.patience)
+        given: dict[str, Any] = {"ahead": self.ahead}
+        if self.patience is not None:
+            given["patience"] = self.patience
+        if self.workers == "ray":
+            if self.num_workers is None:
+                raise ValueError("--workers ray: say how many, by --num-workers N")
+            return Workers(self.num_workers, on="ray", address=self.ray_address, **given)
+        if not self.workers.isdecimal():
+            raise ValueError(f"--workers: expected a number, or 'ray', got {self.workers!r}")
+        if self.num_workers is not None or self.ray_address is not None:
+            raise ValueError("--num-workers and --ray-address go with --workers ray")
+        return Workers(int(self.workers), **given)
+
+
+@dataclasses.dataclass
 class Infer:
     """Infer a policy for a target, save it, and try it on the real environment."""
 
@@ -124,6 +167,7 @@ class Infer:
     """Of everything random."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Directory of the run. Default: a new one under runs/."""
+    collecting: Collecting = dataclasses.field(default_factory=Collecting)
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object, and nothing else, on stdout."""
 
@@ -135,15 +179,18 @@ class Infer:
             raise ValueError(f"--episodes: expected 0 or more, got {self.episodes}")
         if self.seed < 0:
             raise ValueError(f"--seed: expected 0 or more, got {self.seed}")
+        workers = self.collecting.asked()
         with _progress(self.json) as progress, contextlib.ExitStack() as stack:
             model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
             prior = _load_prior(self, model)
             free = self.out or _free_directory(model.name, self.routine.name, self.seed)
             out = stack.enter_context(_claimed(free))
-            where = {}
+            where: dict[str, Any] = {}
             if hasattr(self.routine, "save_every"):
                 setup.write(out, self.routine, model, prior, self.seed, episodes=self.episodes)
-                where = {"directory": out}
+                where["directory"] = out
+            if workers is not None:
+                where["workers"] = workers
             with _one_sentence(out):
                 result = infer(
                     model, self.routine, prior=prior, seed=self.seed, progress=progress, **where
@@ -170,15 +217,17 @@ class Resume:
 
     resume: Annotated[Path, tyro.conf.arg(metavar="RUN")]
     """The directory of the run."""
+    collecting: Collecting = dataclasses.field(default_factory=Collecting)
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object, and nothing else, on stdout."""
 
     def run(self) -> dict[str, Any]:
         from inference_rl.inference.setup import read, resume
 
+        workers = self.collecting.asked()
         with _progress(self.json) as progress, _one_sentence(self.resume):
             noted = read(self.resume)["episodes"]
-            result = resume(self.resume, progress=progress)
+            result = resume(self.resume, progress=progress, workers=workers)
             episodes = Infer.episodes if noted is None else noted
             return _finish(result, self.resume, episodes, progress, self.json)
 
@@ -201,7 +250,11 @@ def _finish(
     progress("saving")
     draw_policy(result, out / "policy.png")
     result.save(out)
-    report = result.summary() | {"out": str(out), "evaluation": evaluation}
+    report = result.summary() | {
+        "out": str(out),
+        "evaluation": evaluation,
+        "workers_replaced": result.workers_replaced,
+    }
     if not quiet:
         print_inference(result, report)
     return report
@@ -794,8 +847,8 @@ def _parse(words: list[str]) -> Any:
             raise
     if command is Resume:
         raise ValueError(
-            f"infer {' '.join(words)}: expected inference-rl infer --resume RUN [--json] and "
-            "nothing else; everything else is as the run was begun"
+            f"infer {' '.join(words)}: expected inference-rl infer --resume RUN [--workers ...] "
+            "[--json] and nothing else; everything else is as the run was begun"
         )
     if command is ResumeSweep:
         raise ValueError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inference_rl import gymnasium_spaces
-from inference_rl.batch import Environments, Slots, Step
+from inference_rl.batch import Environments, Share, Slots, Step
 from inference_rl.environment import EnvironmentModel
 
 
@@ -21,7 +21,7 @@ class GymnasiumEnvironments(Environments):
     :param model: whose `observe` makes states of observations.
     :param environments: one for each slot, closed with this.
     :param limit: steps after which an episode that goes on is cut; None for the environment's own
-        limit only.
+        limit only. :param share: which part of a larger batch this is.
 
     Each episode is seeded by its own seed alone, of which Gymnasium gets 31 bits.
     """
@@ -31,12 +31,15 @@ class GymnasiumEnvironments(Environments):
         model: EnvironmentModel,
         environments: list[gymnasium.Env[Any, Any]],
         limit: int | None = None,
+        *,
+        share: Share | None = None,
     ) -> None:
         name = model.gymnasium_id or model.name
         self.model, self.environments = model, environments
         self.size = len(environments)
         self.state_space, self.action_space = model.state_space, model.action_space
-        self._slots = Slots(name, self.size, limit, model.horizon)
+        first = 0 if share is None else share.first
+        self._slots = Slots(name, self.size, limit, model.horizon, first)
         self._observed = environments[0].observation_space
         self._acted = environments[0].action_space
         self._shown = gymnasium_spaces.state_space(self._observed, name)

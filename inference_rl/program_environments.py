@@ -10,8 +10,8 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor
 
-from inference_rl.batch import EnvironmentFault, Environments, Slots, Step
-from inference_rl.blocks import in_blocks
+from inference_rl.batch import EnvironmentFault, Environments, Share, Slots, Step
+from inference_rl.blocks import in_blocks, in_place
 from inference_rl.environment import EnvironmentModel
 from inference_rl.randomness import STATES, draw
 
@@ -19,11 +19,12 @@ from inference_rl.randomness import STATES, draw
 class ProgramEnvironments(Environments):
     """Slots on the program of `model`, whose draws are functions of the episodes' seeds.
 
-    Programs over boxes run `in_blocks`, for the sake of their rounding.
+    Programs over boxes run `in_blocks`, and others `in_place`, for the sake of their rounding.
 
     :param limit: steps after which an episode that goes on is cut; None for no limit. One that
         reaches the model's horizon has terminated: see `Slots.advance`.
     :param endless: leave the horizon to somebody else.
+    :param share: which part of a larger batch this is.
     """
 
     def __init__(
@@ -33,10 +34,13 @@ class ProgramEnvironments(Environments):
         limit: int | None = None,
         *,
         endless: bool = False,
+        share: Share | None = None,
     ) -> None:
         self.model, self.size = model, size
+        self._share = Share(0, size, size) if share is None else share
         self.state_space, self.action_space = model.state_space, model.action_space
-        self._slots = Slots(model.name, size, limit, None if endless else model.horizon)
+        horizon = None if endless else model.horizon
+        self._slots = Slots(model.name, size, limit, horizon, self._share.first)
         self.alive = self._slots.alive
         try:
             self._start = model.initial_state()
@@ -79,7 +83,8 @@ class ProgramEnvironments(Environments):
 
         with torch.no_grad():
             if self._discrete:
-                next_state, reward, ended = transition(torch.arange(len(slots)))
+                place = rows + self._share.first
+                next_state, reward, ended = in_place(place, self._share.of, transition)
             else:
                 next_state, reward, ended = in_blocks(len(slots), transition)
         self._slots.check_finite(slots, "reward", reward)

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from inference_rl import gymnasium_spaces
-from inference_rl.batch import EnvironmentFault, Environments, Step
+from inference_rl.batch import EnvironmentFault, Environments, Share, Step
 from inference_rl.environment import EnvironmentModel
 from inference_rl.gymnasium_environments import GymnasiumEnvironments
 from inference_rl.program_environments import ProgramEnvironments
@@ -30,6 +30,7 @@ __all__ = [
     "GymnasiumEnvironments",
     "GymnasiumModel",
     "ProgramEnvironments",
+    "Share",
     "Step",
     "VectorEnvironments",
     "discounted_steps",
@@ -100,18 +101,21 @@ def time_limit(model: EnvironmentModel) -> int | None:
     return limit if limit is not None and limit > 0 else None
 
 
-def environments(model: EnvironmentModel, size: int, limit: int | None = None) -> Environments:
+def environments(
+    model: EnvironmentModel, size: int, limit: int | None = None, *, share: Share | None = None
+) -> Environments:
     """A batch of `size` slots: of the Gymnasium environment of `model`, or else of its program.
 
     :param limit: steps after which an episode that goes on is cut (truncated), if it was not
         before: at the environment's own limit, or at the model's horizon, where it terminates.
+    :param share: which part of a larger batch this is, of the same size.
     :raises ValueError: no slots, or a limit of no steps.
     """
     if model.gymnasium_id is None:
-        return ProgramEnvironments(model, size, limit)
+        return ProgramEnvironments(model, size, limit, share=share)
     if size < 1:
         raise ValueError(f"size: expected at least one slot, got {size}")
-    return GymnasiumEnvironments(model, [make(model) for _ in range(size)], limit)
+    return GymnasiumEnvironments(model, [make(model) for _ in range(size)], limit, share=share)
 
 
 def starting_states(model: EnvironmentModel, count: int = 8) -> Tensor:

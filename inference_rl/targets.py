@@ -25,6 +25,9 @@ from inference_rl.toy_text import from_toy_text
 GYMNASIUM_DISCOUNT = 0.99
 """Gymnasium environments carry no discount; this one is theirs unless another is given."""
 
+FILE_MODULES = "inference_rl_target_"
+"""What the names of modules that were loaded from files begin with; only this process has them."""
+
 
 def load_target(
     target: str,
@@ -229,7 +232,7 @@ def _from_file(target: str, kind: type | None, what: str, directory: str | Path)
 def _load_module(path: Path) -> ModuleType:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    name = f"inference_rl_target_{path.stem}_{abs(hash(str(path)))}"
+    name = f"{FILE_MODULES}{path.stem}_{abs(hash(str(path)))}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

@@ -67,6 +67,7 @@ LAYERS = [
         "models",
     },
     {"learning"},
+    {"scale_out"},
     {"inference"},
     {"sweeping"},
     {"derivation", "diagnostics", "testing"},
@@ -138,6 +139,15 @@ def test_plotting_is_imported_in_diagnostics_only_and_lazily(path: Path) -> None
         assert not {n.split(".")[0] for n in imports(tree)} & heavy
     top = ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
     assert not {n.split(".")[0] for n in imports(top)} & heavy
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_ray_is_imported_where_work_is_divided_only_and_lazily(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    if layer_of(path) not in ("scale_out", "sweeping"):
+        assert "ray" not in {n.split(".")[0] for n in imports(tree)}
+    top = ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+    assert "ray" not in {n.split(".")[0] for n in imports(top)}
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))

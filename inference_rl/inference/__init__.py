@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from inference_rl import runs
+from inference_rl.scale_out import Workers
 
 if TYPE_CHECKING:
     import xarray
@@ -74,6 +75,7 @@ def infer(
     seed: int = 0,
     progress: Progress | None = None,
     directory: str | Path | None = None,
+    workers: int | Workers | None = None,
 ) -> InferenceResult:
     """Infer a policy for `model`.
 
@@ -81,6 +83,8 @@ def infer(
     :param prior: the action prior, in place of the model's own.
     :param progress: called now and then with a few words on how far it has got.
     :param directory: where a learned routine saves checkpoints, and goes on from the last of them.
+    :param workers: who steps the environments of a learned routine, this process if None: so many
+        processes beside it, or what `Workers` says. The run is the same, whoever does.
     :warns UserWarning: the policy is the posterior's, and the environment's dynamics are not.
     :raises TypeError: `model` is no `EnvironmentModel`, or not of a kind the routine can work on.
     :raises ValueError: the model, the prior or the settings are faulty, or the answer is infinite.
@@ -98,14 +102,20 @@ def infer(
         )
     if getattr(prior, "needs_previous_action", False):
         model = WithPreviousAction(model)
-    where = {}
+    where: dict[str, Any] = {}
+    if workers is not None:
+        if not hasattr(routine, "save_every"):
+            raise ValueError(
+                f"workers: expected none with {type(routine).__name__}, which collects nothing"
+            )
+        where["workers"] = Workers(workers) if isinstance(workers, int) else workers
     if directory is not None:
         if not hasattr(routine, "save_every"):
             raise ValueError(
                 f"directory: expected none with {type(routine).__name__}, which has no "
                 "checkpoints; save its result with result.save(directory)"
             )
-        where = {"directory": Path(directory)}
+        where["directory"] = Path(directory)
     result = routine.run(model, prior=prior, seed=seed, progress=progress, **where)
     warn_of_optimism(result, stacklevel=2)
     return result
@@ -212,6 +222,8 @@ class InferenceResult:
     :ivar prior_source: gives the prior that a learned policy was inferred under; None where nobody
         knows it any more.
     :ivar details: what this routine alone reports.
+    :ivar workers_replaced: of those that collected, how many were lost; not saved, because it
+        changed nothing.
     """
 
     source: EnvironmentModel | Callable[[], EnvironmentModel]
@@ -232,6 +244,7 @@ class InferenceResult:
     metrics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     prior_source: Callable[[], ActionPrior] | None = None
     details: Any = None
+    workers_replaced: int = 0
 
     @functools.cached_property
     def model(self) -> EnvironmentModel:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from inference_rl.networks import Architecture, ModulePolicy, StateFunction
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
+    from inference_rl.scale_out import Workers
 
 OBJECTIVE_EPISODES = 32
 """From which the objective of the policy that was learned is estimated."""
@@ -372,20 +374,19 @@ def run(
     seed: int,
     progress: Progress | None,
     directory: Path | None,
+    workers: Workers | None = None,
 ) -> InferenceResult:
     """Learn a policy for `model`, and say what is known about it.
 
     :param directory: where to save checkpoints, and to resume from where there are any.
+    :param workers: who steps the environments; None for this process.
     """
     import torch
 
-    from inference_rl.evaluation import episode_limit
-    from inference_rl.learning.collection import Collector
     from inference_rl.learning.loop import Schedule, learn
     from inference_rl.learning.scalars import check_available
     from inference_rl.prior_checks import check_prior, states_to_act_in
     from inference_rl.randomness import derived
-    from inference_rl.simulate import environments
 
     started = time.perf_counter()
     if getattr(settings, "device", "cpu") == "cuda" and not torch.cuda.is_available():
@@ -410,26 +411,25 @@ def run(
         settings.evaluation_episodes,
         settings.save_every,
     )
-    batch = environments(model, settings.environments, episode_limit(model))
     # Networks of this size gain nothing from a second thread for each of their operations, and lose
     # up to a factor of ten where another process needs its core.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        metrics = learn(
-            model,
-            learner,
-            Collector(batch, seed),
-            schedule,
-            seed=seed,
-            run=directory,
-            setup=noted,
-            tensorboard=settings.tensorboard,
-            progress=progress,
-        )
+        with _collector(settings, model, seed, workers) as collector:
+            metrics = learn(
+                model,
+                learner,
+                collector,
+                schedule,
+                seed=seed,
+                run=directory,
+                setup=noted,
+                tensorboard=settings.tensorboard,
+                progress=progress,
+            )
     finally:
         torch.set_num_threads(threads)
-        batch.close()
     learner.policy.requires_grad_(False)
     q, value = (getattr(learner, name, None) for name in ("q", "value"))
     for module in (q, value):
@@ -457,10 +457,39 @@ def run(
         seed=seed,
         metrics=metrics,
         prior_source=lambda: rho,
+        workers_replaced=getattr(collector, "replaced", 0),
     )
     if hasattr(settings, "value"):  # of those that learn q alone
         result.v = settings.value(result)
     return result
+
+
+@contextlib.contextmanager
+def _collector(
+    settings: Any, model: EnvironmentModel, seed: int, workers: Workers | None
+) -> Iterator[Any]:
+    """What collects for a run: environments of this process, or workers."""
+    from inference_rl.evaluation import episode_limit
+    from inference_rl.learning.collection import Collector
+    from inference_rl.learning.patience import Limit
+    from inference_rl.scale_out import Workers
+    from inference_rl.scale_out.collector import divided
+    from inference_rl.simulate import environments
+
+    size, limit = settings.environments, episode_limit(model)
+    workers = Workers(0) if workers is None else workers
+    if workers.count == 0:
+        patience = Limit(workers.patience).kept()
+        with contextlib.closing(environments(model, size, limit)) as batch, patience as watch:
+            yield Collector(batch, seed, limit=watch)
+        return
+    if workers.ahead and not hasattr(settings, "updates_per_step"):
+        raise ValueError(
+            f"workers: expected ahead=False (no --async) with {settings.name}, which learns from "
+            "what its own policy does"
+        )
+    with divided(model, seed, workers, size=size, limit=limit) as collector:
+        yield collector
 
 
 def _say_where_episodes_are_cut(model: EnvironmentModel) -> None:

@@ -91,6 +91,19 @@ class Lag:
     every: int = 1
 
 
+@dataclasses.dataclass(frozen=True)
+class ByPrior:
+    """Acts as the prior does."""
+
+    prior: ActionPrior
+
+    def __call__(self, state: Tensor, t: Tensor) -> Any:
+        # Actions of the same precision as those of the policy, which may end the episode.
+        if state.is_floating_point():
+            state = state.to(torch.get_default_dtype())
+        return self.prior(state)
+
+
 class Learner:
     """The state of a run: parts, what lags behind them, replay, temperature.
 
@@ -167,14 +180,8 @@ class Learner:
 
     def collect(self, collector: Collector) -> Segment:
         warming_up = self.steps < self.settings.warmup_steps
-        acts: Any = self._by_prior if warming_up else self.policy
+        acts: Any = ByPrior(self.prior) if warming_up else self.policy
         return collector.collect(acts, self.settings.steps_per_round)
-
-    def _by_prior(self, state: Tensor, t: Tensor) -> Any:
-        # Actions of the same precision as those of the policy, which may end the episode.
-        if state.is_floating_point():
-            state = state.to(torch.get_default_dtype())
-        return self.prior(state)
 
     def update(self, data: Segment) -> dict[str, Tensor | float]:
         modules = [part.module for part in self.parts.values()]

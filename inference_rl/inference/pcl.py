@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from inference_rl.learning.collection import Collector, Segment
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
+    from inference_rl.scale_out import Workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,9 +176,17 @@ class PCL:
         seed: int = 0,
         progress: Progress | None = None,
         directory: Path | None = None,
+        workers: Workers | None = None,
     ) -> InferenceResult:
         return learned.run(
-            self, _Learner, model, prior=prior, seed=seed, progress=progress, directory=directory
+            self,
+            _Learner,
+            model,
+            prior=prior,
+            seed=seed,
+            progress=progress,
+            directory=directory,
+            workers=workers,
         )
 
     def sample(self, result: InferenceResult, draws: int, *, horizon: int | None, seed: int) -> Any:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from inference_rl.networks import StateFunction
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
+    from inference_rl.scale_out import Workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,9 +151,17 @@ class PolicyGradient:
         seed: int = 0,
         progress: Progress | None = None,
         directory: Path | None = None,
+        workers: Workers | None = None,
     ) -> InferenceResult:
         return learned.run(
-            self, _Learner, model, prior=prior, seed=seed, progress=progress, directory=directory
+            self,
+            _Learner,
+            model,
+            prior=prior,
+            seed=seed,
+            progress=progress,
+            directory=directory,
+            workers=workers,
         )
 
     def sample(self, result: InferenceResult, draws: int, *, horizon: int | None, seed: int) -> Any:

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from inference_rl.inference import InferenceResult, Progress
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
+    from inference_rl.scale_out import Workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +184,7 @@ class REPS:
         seed: int = 0,
         progress: Progress | None = None,
         directory: Path | None = None,
+        workers: Workers | None = None,
     ) -> InferenceResult:
         learner: Any
         if self.kind == "step":
@@ -197,6 +199,7 @@ class REPS:
             seed=seed,
             progress=progress,
             directory=directory,
+            workers=workers,
         )
 
     def sample(self, result: InferenceResult, draws: int, *, horizon: int | None, seed: int) -> Any:

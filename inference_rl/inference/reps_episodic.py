@@ -31,20 +31,43 @@ PARAMETERS = 0
 """Stream of the noise of parameters."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    """A round's distribution of parameters, N(W ψ(c), Σ), in which every slot has its own noise.
+
+    :ivar policy: whose contexts are asked for. :ivar gain: W. :ivar covariance: Σ.
+    :ivar seed: of the round.
+    """
+
+    policy: Policy
+    gain: Tensor
+    covariance: Tensor
+    seed: int
+
+    def draw(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """ψ of the contexts of states (N, ...), and parameters (N, P)."""
+        seeds = episode_seeds(self.seed, np.arange(len(state)))
+        noise = torch.special.ndtri(uniforms(seeds, 0, PARAMETERS, len(self.gain)))
+        inputs = torch.ones(len(state), 1, dtype=torch.float64)
+        if isinstance(self.policy, ContextualPolicy):
+            inputs = self.policy.inputs(state)
+        factor = torch.linalg.cholesky(self.covariance)
+        return inputs, inputs @ self.gain.mT + noise @ factor.mT
+
+
 class _Drawn(Policy):
     """One draw of the parameters for each slot, made when its episode begins."""
 
     kind = "drawn"
 
-    def __init__(self, network: NetworkPolicy, draw: Any) -> None:
+    def __init__(self, network: NetworkPolicy, search: _Search) -> None:
         super().__init__()
-        self.network, self._draw = network, draw
-        self.inputs: Tensor | None = None
+        self.network, self.search = network, search
         self.parameters_drawn: Tensor | None = None
 
     def forward(self, state: Tensor, t: Any = None) -> TorchDistribution:
         if self.parameters_drawn is None:
-            self.inputs, self.parameters_drawn = self._draw(state)
+            _, self.parameters_drawn = self.search.draw(state)
         outputs, log_scale = evaluated(self.network, self.parameters_drawn, state, t)
         return self.network.distribution(outputs, log_scale, state)
 
@@ -99,22 +122,12 @@ class EpisodicLearner:
             )
 
     def collect(self, collector: Collector) -> Trial:
-        drawn = _Drawn(self.network, self._draw)
-        data = collector.collect_episodes(drawn)
-        assert drawn.parameters_drawn is not None
-        assert drawn.inputs is not None
-        return Trial(data, drawn.parameters_drawn, drawn.inputs)
-
-    def _draw(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """ψ of the contexts, and parameters N(W ψ, Σ), functions of the round's number."""
-        count, size = len(state), len(self.gain)
-        seeds = episode_seeds(derived(self.seed, f"round {self.rounds}"), np.arange(count))
-        noise = torch.special.ndtri(uniforms(seeds, 0, PARAMETERS, size))
-        inputs = torch.ones(count, 1, dtype=torch.float64)
-        if isinstance(self.policy, ContextualPolicy):
-            inputs = self.policy.inputs(state)
-        factor = torch.linalg.cholesky(self.covariance)
-        return inputs, inputs @ self.gain.mT + noise @ factor.mT
+        seed = derived(self.seed, f"round {self.rounds}")
+        search = _Search(self.policy, self.gain, self.covariance, seed)
+        data = collector.collect_episodes(_Drawn(self.network, search))
+        # Drawn once more, for another process may have done it, of the same states.
+        inputs, parameters = search.draw(data.state[0])
+        return Trial(data, parameters, inputs)
 
     def update(self, trial: Trial) -> dict[str, Tensor | float]:
         self.rounds += 1

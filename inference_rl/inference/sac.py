@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from inference_rl.inference.off_policy import Learner
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
+    from inference_rl.scale_out import Workers
 
 CRITICS = 2
 
@@ -139,9 +140,17 @@ class SAC:
         seed: int = 0,
         progress: Progress | None = None,
         directory: Path | None = None,
+        workers: Workers | None = None,
     ) -> InferenceResult:
         return learned.run(
-            self, _learner, model, prior=prior, seed=seed, progress=progress, directory=directory
+            self,
+            _learner,
+            model,
+            prior=prior,
+            seed=seed,
+            progress=progress,
+            directory=directory,
+            workers=workers,
         )
 
     def sample(self, result: InferenceResult, draws: int, *, horizon: int | None, seed: int) -> Any:

@@ -23,6 +23,7 @@ from inference_rl.inference import (
 if TYPE_CHECKING:
     from inference_rl.environment import EnvironmentModel
     from inference_rl.priors import ActionPrior
+    from inference_rl.scale_out import Workers
 
 SETUP = "setup.json"
 
@@ -138,10 +139,17 @@ def read(directory: str | Path) -> dict[str, Any]:
     return setup
 
 
-def resume(directory: str | Path, *, progress: Progress | None = None) -> InferenceResult:
+def resume(
+    directory: str | Path,
+    *,
+    progress: Progress | None = None,
+    workers: int | Workers | None = None,
+) -> InferenceResult:
     """Go on with the run in `directory` from its last checkpoint.
 
     Its target and prior are loaded again, which runs their code.
+
+    :param workers: as of `infer`; others than the run was begun with, if need be.
 
     :raises FileNotFoundError: no learned run there. :raises FileExistsError: it is complete.
     :raises ValueError: it was begun with parts made in Python, by other versions, its target or
@@ -171,7 +179,13 @@ def resume(directory: str | Path, *, progress: Progress | None = None) -> Infere
         )
     model, prior = loaded(setup["origin"], path)
     return infer(
-        model, routine, prior=prior, seed=setup["seed"], progress=progress, directory=directory
+        model,
+        routine,
+        prior=prior,
+        seed=setup["seed"],
+        progress=progress,
+        directory=directory,
+        workers=workers,
     )
 
 

@@ -20,14 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference_rl.learning.patience import Limit
+from inference_rl.learning.whereabouts import Episode, Whereabouts
 from inference_rl.policies import Policy
 from inference_rl.randomness import ACTIONS, Ahead, derived, draw, episode_seeds
-from inference_rl.simulate import EnvironmentFault, Environments
+from inference_rl.simulate import EnvironmentFault, Environments, Share
 
 _CHUNK = 1024
 """Episodes whose seeds are made at once."""
 
-_STARTS = 1000
+STARTS = 1000
 """So often in a row an episode may end where it starts before that is taken for a mistake."""
 
 
@@ -66,15 +68,6 @@ class Segment:
         return values if is_whole else values.masked_fill(~self.valid, 0.0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Episode:
-    """A finished episode: its number, the sum of its rewards, and its length."""
-
-    number: int
-    total: float
-    length: int
-
-
 _WATCHERS: ContextVar[tuple[Callable[[Segment], None], ...]] = ContextVar("_WATCHERS", default=())
 
 
@@ -88,7 +81,8 @@ def watched(see: Callable[[Segment], None]) -> Iterator[None]:
         _WATCHERS.reset(token)
 
 
-def _shown(data: Segment) -> Segment:
+def shown(data: Segment) -> Segment:
+    """`data`, once whoever watches has seen it."""
     for see in _WATCHERS.get():
         see(data)
     return data
@@ -121,215 +115,231 @@ class Collector:
 
     :param environments: its slots are this collector's alone.
     :param seed: of the run.
-    :ivar finished: episodes that ended since this was last emptied, in the order of their ends.
+    :param share: which part of a larger batch the slots are. The policy is asked about the whole
+        batch even so, in which others stand in for whoever is elsewhere: the last bit of a matrix
+        product depends on its size.
+    :param limit: to the time of a step.
+    :ivar at: where every slot is.
+    :ivar moves: how often the environments were stepped or reset, for whoever watches.
     """
 
-    def __init__(self, environments: Environments, seed: int) -> None:
+    def __init__(
+        self,
+        environments: Environments,
+        seed: int,
+        share: Share | None = None,
+        limit: Limit | None = None,
+    ) -> None:
         self.environments, size = environments, environments.size
+        self._share = Share(0, size, size) if share is None else share
         self._environment_seeds = _EpisodeSeeds(derived(seed, "environment"))
         self._policy_seeds = _EpisodeSeeds(derived(seed, "policy"))
-        self._episode = np.arange(size)
-        self._seeds = self._policy_seeds.of(self._episode)
-        self._step = np.zeros(size, dtype=np.int64)
-        self._ahead = Ahead(size)
+        self.at = Whereabouts(self._share.first + np.arange(size))
+        self._seeds = self._policy_seeds.of(self.at.episode)
+        self._ahead = Ahead(self._share.of)
         self._ones = torch.ones(size, dtype=torch.bool)
-        self._total = np.zeros(size)
-        self._taken: list[Tensor] = []
-        """Actions of all slots, step by step: those of a slot's episode are its rows of the last
-        `_step[slot]`."""
-        self._state: Tensor | None = None
-        self.finished: list[Episode] = []
-        self._mark()
+        self._limit = limit
+        self.moves = 0
+
+    @property
+    def finished(self) -> list[Episode]:
+        """Episodes that ended since this was last emptied; see `Whereabouts`."""
+        return self.at.finished
+
+    @finished.setter
+    def finished(self, episodes: list[Episode]) -> None:
+        self.at.finished = episodes
 
     def collect(self, policy: Policy, steps: int) -> Segment:
         """`steps` steps in every slot, whose episodes follow one another.
 
         :raises ValueError: all episodes end where they start.
         """
-        every = np.arange(self.environments.size)
-        self._mark()
-        if self._state is None:
-            self._state = self._begin_to_act(every)
+        self.at.mark()
+        with self._limited():
+            rows = self._steps(policy, steps)
+        self.at.sort()
+        return shown(_stacked(rows))
+
+    def _steps(self, policy: Policy, steps: int) -> list[dict[str, Tensor]]:
+        at, every = self.at, np.arange(self.environments.size)
+        if at.state is None:
+            at.state = self._begin_to_act(every)
         rows = []
         for _ in range(steps):
             row = self._advance(policy, every)
             rows.append(row)
-            self._state = row["next_state"]
+            at.state = row["next_state"]
             if not self.environments.alive.all():
                 over = np.flatnonzero(~self.environments.alive)
                 self._finish(over)
-                self._state = self._state.clone()
-                self._state[torch.from_numpy(over)] = self._begin_to_act(over)
-        return _shown(_stacked(rows))
+                at.state = at.state.clone()
+                at.state[torch.from_numpy(over)] = self._begin_to_act(over)
+        return rows
+
+    def _limited(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._limit is None else self._limit.on(self._moved)
+
+    def _moved(self) -> int:
+        return self.moves
 
     def collect_episodes(self, policy: Policy) -> Segment:
         """One whole episode in every slot; T is the length of the longest, at least 1.
 
+        Episodes that end where they start are played again if all of them do.
+
         :raises RuntimeError: some slot is in the middle of an episode.
         :raises ValueError: all episodes end where they start.
         """
-        every = np.arange(self.environments.size)
-        if self._step.any():
+        self.at.mark()
+        for _ in range(STARTS):
+            with self._limited():
+                start, data = self.play(policy)
+            if data is not None:
+                self.at.sort()
+                data.state[0] = start  # of those too that go no further
+                return shown(data)
+        raise nowhere(STARTS)
+
+    def play(self, policy: Policy) -> tuple[Tensor, Segment | None]:
+        """Where one episode in every slot starts, (N, ...), and the episodes; None where all end
+        there.
+
+        :raises RuntimeError: some slot is in the middle of an episode.
+        """
+        at, every = self.at, np.arange(self.environments.size)
+        if at.step.any():
             raise RuntimeError("whole episodes start together: expected every slot at its start")
-        self._mark()
-        start = self._state = self._begin(every)
-        tried = 1
-        while not (alive := self.environments.alive.copy()).any():
-            start = self._state = self._begin_again(every, tried)
-            tried += 1
+        start = at.state = self._begin(every)
+        alive = self.environments.alive.copy()
         self._finish(every[~alive])
         rows, slots = [], every[alive]
         while slots.size:
             row = self._advance(policy, slots)
             over = (row["terminated"] | row["truncated"]).numpy()
             here = torch.from_numpy(slots)
-            self._state = self._state.clone()  # the old one is part of what was collected
-            self._state[here] = row["next_state"]
+            at.state = at.state.clone()  # the old one is part of what was collected
+            at.state[here] = row["next_state"]
             rows.append({name: _spread(value, here, every.size) for name, value in row.items()})
             self._finish(slots[over])
             slots = slots[~over]
-        self._state = None
-        data = _stacked(rows)
-        data.state[0] = start  # of those too that go no further
-        return _shown(data)
+        at.state = None
+        return start, _stacked(rows) if rows else None
 
     def _begin_to_act(self, slots: np.ndarray) -> Tensor:
         """Start episodes in `slots` until all of them have one that goes on."""
         state, tried = self._begin(slots), 1
         while (over := ~self.environments.alive[slots]).any():
+            if tried == STARTS:
+                raise nowhere(tried)
+            self._finish(slots[over])
             state = state.clone()
-            state[torch.from_numpy(over)] = self._begin_again(slots[over], tried)
+            state[torch.from_numpy(over)] = self._begin(slots[over])
             tried += 1
         return state
 
-    def _begin_again(self, slots: np.ndarray, tried: int) -> Tensor:
-        """Count the episodes of `slots`, which ended where they started, and start the next."""
-        if tried == _STARTS:
-            raise ValueError(
-                f"terminal: expected an episode that goes beyond its start, got {tried} in a row "
-                "that end there; see to what initial_state and terminal of the model say"
-            )
-        self._finish(slots)
-        return self._begin(slots)
-
     def _begin(self, slots: np.ndarray) -> Tensor:
-        self._seeds[slots] = self._policy_seeds.of(self._episode[slots])
-        return self.environments.reset(slots, self._environment_seeds.of(self._episode[slots]))
+        self.moves += 1
+        episodes = self.at.episode[slots]
+        self._seeds[slots] = self._policy_seeds.of(episodes)
+        return self.environments.reset(slots, self._environment_seeds.of(episodes))
 
     def _advance(self, policy: Policy, slots: np.ndarray) -> dict[str, Tensor]:
-        assert self._state is not None
+        at = self.at
+        assert at.state is not None
         # Of all slots, whoever acts: the last bit of a matrix product depends on its size.
-        every = torch.from_numpy(self._step.copy())
+        every = torch.from_numpy(at.step.copy())
         with torch.no_grad():
-            distribution = policy(self._state, every)
-            drawn = draw(distribution, self._seeds, self._step, ACTIONS, self._ahead)
-        row = {"state": self._state, "action": drawn, "step": every, "valid": self._ones}
-        if slots.size < self._step.size:
+            drawn = self._drawn(policy, at.state, every)
+        row = {"state": at.state, "action": drawn, "step": every, "valid": self._ones}
+        if slots.size < at.step.size:
             here = torch.from_numpy(slots)
             row = {name: value[here] for name, value in row.items()}
+        self.moves += 1
         outcome = self.environments.step(slots, row["action"])
-        self._taken.append(drawn)
-        self._step[slots] += 1
-        self._total[slots] += outcome.reward.numpy()
+        at.taken.append(drawn)
+        at.step[slots] += 1
+        at.total[slots] += outcome.reward.numpy()
         row["reward"], row["next_state"] = outcome.reward, outcome.next_state
         row["terminated"], row["truncated"] = outcome.terminated, outcome.truncated
         return row
 
-    def _finish(self, slots: np.ndarray) -> None:
-        for slot in slots:
-            self.finished.append(
-                Episode(int(self._episode[slot]), float(self._total[slot]), int(self._step[slot]))
-            )
-        self._episode[slots] += self.environments.size
-        self._step[slots] = 0
-        self._total[slots] = 0.0
+    def _drawn(self, policy: Policy, state: Tensor, step: Tensor) -> Tensor:
+        """An action for every slot."""
+        share, seeds = self._share, self._seeds
+        if share.size < share.of:
+            own = share.slots
+            state, some = state[:1].repeat(share.of, *[1] * (state.dim() - 1)), state
+            state[own] = some
+            step, some = step.new_zeros(share.of), step
+            step[own] = some
+            seeds = np.zeros(share.of, dtype=seeds.dtype)
+            seeds[own] = self._seeds
+        drawn = draw(policy(state, step), seeds, step.numpy(), ACTIONS, self._ahead)
+        return drawn if share.size == share.of else drawn[share.slots]
 
-    def _mark(self) -> None:
-        """Remember where every slot is, should what is collected from here on be lost."""
-        del self._taken[: len(self._taken) - self._step.max()]
-        self._marked: dict[str, Any] = {
-            "episode": self._episode.copy(),
-            "step": self._step.copy(),
-            "total": self._total.copy(),
-            "taken": len(self._taken),
-            "finished": len(self.finished),
-            "state": self._state,
-        }
+    def _finish(self, slots: np.ndarray) -> None:
+        at = self.at
+        for slot in slots:
+            at.finished.append(
+                Episode(int(at.episode[slot]), float(at.total[slot]), int(at.step[slot]))
+            )
+        at.episode[slots] += self._share.of
+        at.step[slots] = 0
+        at.total[slots] = 0.0
 
     def state_dict(self, *, before: bool = False) -> dict[str, Any]:
         """Where every slot is: its episode, and the actions taken in it.
 
         :param before: as it was before the last collection, which failed.
         """
-        if not before:
-            self._mark()
-        at = self._marked
-        taken = self._taken[: at["taken"]]
-        return {
-            "episode": torch.from_numpy(at["episode"]),
-            "total": torch.from_numpy(at["total"]),
-            "actions": [
-                torch.stack([action[slot] for action in taken[-steps:]]) if steps else None
-                for slot, steps in enumerate(at["step"].tolist())
-            ],
-            "finished": [dataclasses.astuple(e) for e in self.finished[: at["finished"]]],
-            "state": at["state"],
-        }
+        return self.at.state_dict(before=before)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was taken, by replaying the episodes that were going on.
 
         :raises EnvironmentFault: an environment does not do again what it did.
         """
-        self._episode[:] = state["episode"].numpy()
-        self.finished = [Episode(*episode) for episode in state["finished"]]
-        self._step[:] = [0 if taken is None else len(taken) for taken in state["actions"]]
-        self._total[:] = state["total"].numpy()
-        self._taken = _side_by_side(state["actions"])
-        if state["state"] is None:
-            self._state = None
+        at = self.at
+        at.load_state_dict(state)
+        if (there := at.state) is None:
             return
         # Late starters last, so that all who have begun take every step together, as the parts of a
         # vector environment must.
-        self._state, longest = torch.zeros_like(state["state"]), int(self._step.max(initial=0))
+        here, longest = torch.zeros_like(there), int(at.step.max(initial=0))
         total = np.zeros(self.environments.size)
         for t in range(longest + 1):
-            late = np.flatnonzero(longest - self._step == t)
+            late = np.flatnonzero(longest - at.step == t)
             if late.size:
-                self._state[torch.from_numpy(late)] = self._begin(late)
+                here[torch.from_numpy(late)] = self._begin(late)
             if t == longest:
                 break
-            slots = np.flatnonzero(longest - self._step <= t)
-            outcome = self.environments.step(slots, self._taken[t][torch.from_numpy(slots)])
+            slots = np.flatnonzero(longest - at.step <= t)
+            self.moves += 1
+            outcome = self.environments.step(slots, at.taken[t][torch.from_numpy(slots)])
             if not self.environments.alive[slots].all():
                 over = outcome.terminated | outcome.truncated
                 raise self._strayed(int(slots[over.numpy()][0]))
-            self._state[torch.from_numpy(slots)] = outcome.next_state
+            here[torch.from_numpy(slots)] = outcome.next_state
             total[slots] += outcome.reward.numpy()
-        differs = self._state != state["state"]
-        elsewhere = differs.reshape(self.environments.size, -1).any(1).numpy()
-        if (strayed := elsewhere | (total != self._total)).any():
+        elsewhere = (here != there).reshape(self.environments.size, -1).any(1).numpy()
+        if (strayed := elsewhere | (total != at.total)).any():
             raise self._strayed(int(np.flatnonzero(strayed)[0]))
 
     def _strayed(self, slot: int) -> EnvironmentFault:
         return EnvironmentFault(
-            f"resume: episode {self._episode[slot]}, replayed from its seed, went another way than "
-            "it did before; the environment does not depend on its seed and actions alone, and a "
-            "run on it cannot be resumed exactly"
+            f"resume: episode {self.at.episode[slot]}, replayed from its seed, went another way "
+            "than it did before; the environment does not depend on its seed and actions alone, "
+            "and a run on it cannot be resumed exactly"
         )
 
 
-def _side_by_side(taken: list[Tensor | None]) -> list[Tensor]:
-    """The actions of each slot, (its steps, ...), step by step, so that all end together."""
-    some = [actions for actions in taken if actions is not None]
-    if not some:
-        return []
-    longest = max(map(len, some))
-    whole = some[0].new_zeros((longest, len(taken), *some[0].shape[1:]))
-    for slot, actions in enumerate(taken):
-        if actions is not None:
-            whole[longest - len(actions) :, slot] = actions
-    return list(whole)
+def nowhere(tried: int) -> ValueError:
+    """Of episodes that end where they start, `tried` times in a row."""
+    return ValueError(
+        f"terminal: expected an episode that goes beyond its start, got {tried} in a row "
+        "that end there; see to what initial_state and terminal of the model say"
+    )
 
 
 def _spread(value: Tensor, slots: Tensor, size: int) -> Tensor:

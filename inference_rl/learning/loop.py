@@ -26,7 +26,7 @@ from inference_rl import runs
 from inference_rl.environment import EnvironmentModel
 from inference_rl.evaluation import evaluate
 from inference_rl.learning import checkpoints, scalars
-from inference_rl.learning.collection import Collector
+from inference_rl.learning.whereabouts import Episode
 from inference_rl.policies import Policy
 from inference_rl.randomness import derived
 
@@ -61,8 +61,8 @@ class Learner(Protocol):
     """Its `temperature` is where the temperature is, reward units; `targets`, by name, what that is
     tuned to, to log."""
 
-    def collect(self, collector: Collector) -> Any:
-        """The data of a round."""
+    def collect(self, collector: Any) -> Any:
+        """The data of a round, by a `Collector`, or what stands in for one."""
 
     def update(self, data: Any) -> dict[str, Any]:
         """Learn from it; numbers to log, `entropy` and `temperature` among them."""
@@ -72,6 +72,18 @@ class Learner(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was taken."""
+
+
+class Collector(Protocol):
+    """What collects for a learner; see `learning.collection`."""
+
+    finished: list[Episode]
+
+    def state_dict(self, *, before: bool = False) -> dict[str, Any]:
+        """Where every slot is, or was before a collection that failed."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,11 +285,13 @@ def _passed(before: int, after: int, every: int) -> bool:
 
 
 def _training(collector: Collector) -> dict[str, float]:
-    """Of the episodes that ended since the last time."""
+    """Of the episodes that ended since the last time, and how old the policy is that acts."""
     ended, collector.finished = collector.finished, []
+    lag = {"policy_lag": collector.lag} if hasattr(collector, "lag") else {}
     if not ended:
-        return {"episodes": 0}
+        return {"episodes": 0, **lag}
     return {
+        **lag,
         "episodes": len(ended),
         "training_return": math.fsum(e.total for e in ended) / len(ended),
         "training_length": sum(e.length for e in ended) / len(ended),

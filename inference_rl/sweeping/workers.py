@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import importlib
 import json
-import logging
 import os
 import queue
 import signal
@@ -28,6 +27,8 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import Any
+
+from inference_rl.scale_out.on_ray import connected
 
 GRACE = 10.0
 """Seconds in which those who are asked to stop may save."""
@@ -194,31 +195,19 @@ def on_ray(call: str, take: Take, workers: int) -> Outcomes:
 
     Its machines must see the same files, under the same names.
 
-    :raises ValueError: Ray is not installed, or there is no cluster at that address.
+    :raises ValueError: Ray is not installed, or there is no such cluster, or it is too small.
     """
-    # Ray reports its use over the network, unless it is told not to.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    try:
-        import ray
-    except ImportError as error:
-        raise ValueError(
-            "workers: expected the package ray, which is not installed; run pip install "
-            "'inference-rl[ray]', or give a number of processes on this machine"
-        ) from error
-    begun = not ray.is_initialized()
-    if begun:
-        # "local", because without an address Ray takes whatever cluster runs on this machine.
-        address = os.environ.get("RAY_ADDRESS", "local")
-        _check_cluster(address)
+    address = os.environ.get("RAY_ADDRESS")
+    _check_cluster(address or "")
+    with contextlib.ExitStack() as cluster:
         with _handlers_kept():
-            ray.init(
-                address=address,
-                num_cpus=workers if address == "local" else None,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            cluster.enter_context(connected(address, workers))
+        yield from _tasks(call, take, workers)
+
+
+def _tasks(call: str, take: Take, workers: int) -> Outcomes:
+    import ray
+
     remote = ray.remote(num_cpus=1, max_retries=0)(_on_ray)
     busy: dict[Any, Arguments] = {}
     try:
@@ -237,8 +226,6 @@ def on_ray(call: str, take: Take, workers: int) -> Outcomes:
     finally:
         for task in busy:
             ray.cancel(task, force=True)
-        if begun:
-            ray.shutdown()
 
 
 def _check_cluster(address: str) -> None:

@@ -1,0 +1,534 @@
+"""Workers: the same run whoever collects, however many there are, and whichever are lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from test_collection import Doors, policy_for
+
+from inference_rl import EnvironmentModel, Workers, infer, load_target
+from inference_rl.inference import routine_class
+from inference_rl.learning.collection import Collector, Segment
+from inference_rl.scale_out import collector as collecting
+from inference_rl.scale_out.collector import AheadCollector, DividedCollector
+from inference_rl.scale_out.local import LocalWorker
+from inference_rl.scale_out.shard import Shard, kind_of_machine
+from inference_rl.scale_out.transport import packed, unpacked
+from inference_rl.scale_out.workers import Worker, WorkerLost
+from inference_rl.simulate import EnvironmentFault, environments
+
+COMMAND = Path(sys.executable).with_name("inference-rl")
+SMALL = {
+    "policy-gradient": {"total_steps": 600, "environments": 5, "evaluation_episodes": 2},
+    "pcl": {"total_steps": 400, "environments": 5, "evaluation_episodes": 2},
+    "reps": {"total_steps": 600, "environments": 5, "evaluation_episodes": 2},
+    "sac": {"total_steps": 300, "environments": 5, "warmup_steps": 100, "batch_size": 16},
+    "sql": {"total_steps": 300, "environments": 5, "warmup_steps": 100, "batch_size": 16},
+    "soft-ddpg": {"total_steps": 300, "environments": 5, "warmup_steps": 100, "batch_size": 16},
+    "soft-td3": {"total_steps": 300, "environments": 5, "warmup_steps": 100, "batch_size": 16},
+}
+
+
+class Inline(Worker):
+    """A worker in this very process, which is lost where `loses` says so."""
+
+    def __init__(self, name: str, loses: Callable[[], bool] = lambda: False) -> None:
+        self.name, self._loses, self._shard = name, loses, Shard()
+
+    def send(self, request: bytes) -> None:
+        if self._loses():
+            raise WorkerLost(f"{self.name} was lost before it was asked")
+        self._answer = self._shard.answer(request)
+
+    def answered(self, seconds: float) -> bytes | None:
+        if self._loses():
+            raise WorkerLost(f"{self.name} was lost once it was asked")
+        return self._answer
+
+    def moves(self) -> int:
+        return self._shard.moves
+
+    def close(self) -> None:
+        del self._shard
+
+
+def divided(model: EnvironmentModel, count: int, start=Inline, **kwargs) -> DividedCollector:
+    given = {"size": 5, "limit": 60, "patience": 30.0} | kwargs
+    return DividedCollector(model, 3, start, count=count, **given)
+
+
+def assert_same(one: Segment, two: Segment) -> None:
+    for name in Segment.__annotations__:
+        left, right = getattr(one, name), getattr(two, name)
+        assert left.dtype == right.dtype, name
+        assert torch.equal(left, right), name
+
+
+def assert_same_state(one: dict, two: dict) -> None:
+    assert one.keys() == two.keys()
+    assert one["finished"] == two["finished"]
+    for name in ("episode", "total", "state"):
+        if one[name] is None:
+            assert two[name] is None
+        else:
+            assert torch.equal(one[name], two[name]), name
+    for left, right in zip(one["actions"], two["actions"], strict=True):
+        assert (left is None and right is None) or torch.equal(left, right)
+
+
+MODELS = [
+    lambda: load_target("CartPole-v1"),
+    lambda: load_target("Pendulum-v1"),
+    lambda: load_target("grid-world"),
+    lambda: load_target("pendulum"),
+    lambda: Doors(out=2),
+]
+IDS = ["gymnasium, discrete", "gymnasium, box", "finite", "program, box", "ends at its start"]
+
+
+@pytest.mark.parametrize("make", MODELS, ids=IDS)
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_what_workers_collect_is_what_one_process_collects(make, count: int) -> None:
+    model = make()
+    policy = policy_for(model)
+    one, two = Collector(environments(model, 5, 60), 3), divided(model, count)
+    for steps in (7, 61, 1):
+        assert_same(one.collect(policy, steps), two.collect(policy, steps))
+        assert_same_state(one.state_dict(), two.state_dict())
+    one, two = Collector(environments(model, 5, 60), 3), divided(model, count)
+    for _ in range(3):
+        assert_same(one.collect_episodes(policy), two.collect_episodes(policy))
+        assert_same_state(one.state_dict(), two.state_dict())
+
+
+@pytest.mark.parametrize("make", MODELS, ids=IDS)
+def test_a_run_goes_on_with_other_workers(make) -> None:
+    model = make()
+    policy = policy_for(model)
+    one = Collector(environments(model, 5, 60), 3)
+    one.collect(policy, 17)
+    expected = [one.state_dict(), one.collect(policy, 30)]
+    for count in (1, 3):
+        two = divided(model, count)
+        two.load_state_dict(expected[0])
+        assert_same(expected[1], two.collect(policy, 30))
+    back = Collector(environments(model, 5, 60), 3)
+    back.load_state_dict(two.state_dict())
+    assert_same(one.collect(policy, 9), back.collect(policy, 9))
+
+
+@pytest.mark.filterwarnings("ignore:.*another takes its place")
+@pytest.mark.parametrize("make", MODELS, ids=IDS)
+def test_workers_lost_at_random_change_nothing(make) -> None:
+    model = make()
+    policy = policy_for(model)
+    rng = random.Random(0)
+    two = divided(model, 3, lambda name: Inline(name, lambda: rng.random() < 0.08))
+    one = Collector(environments(model, 5, 60), 3)
+    for _ in range(20):
+        assert_same(one.collect(policy, 9), two.collect(policy, 9))
+    assert two.replaced >= 3
+    assert_same_state(one.state_dict(), two.state_dict())
+    one, two = Collector(environments(model, 5, 60), 3), divided(model, 3, two._start)
+    for _ in range(10):
+        assert_same(one.collect_episodes(policy), two.collect_episodes(policy))
+    assert two.replaced >= 2
+
+
+def test_a_worker_that_is_lost_again_and_again_stops_the_run() -> None:
+    model = load_target("CartPole-v1")
+    lost = divided(model, 2, lambda name: Inline(name, lambda: True))
+    with (
+        pytest.warns(UserWarning, match="was lost before it was asked; another takes its place"),
+        pytest.raises(WorkerLost, match=r"slots 0 to 1, whose episodes are \[0, 1\].*3 workers"),
+    ):
+        lost.collect(policy_for(model), 5)
+    # Nothing of the round counts: another may go on from there.
+    assert lost.state_dict(before=True)["episode"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_all_that_is_wrong_with_workers_is_told() -> None:
+    with pytest.raises(ValueError, match="workers: expected 0 or more, got -1"):
+        Workers(-1)
+    with pytest.raises(ValueError, match="workers: expected at least 1, to collect on Ray or"):
+        Workers(0, ahead=True)
+    with pytest.raises(ValueError, match="'processes' or 'ray', got 'mars'"):
+        Workers(1, on="mars")
+    with pytest.raises(ValueError, match="address: expected none for processes"):
+        Workers(1, address="auto")
+    with pytest.raises(ValueError, match="patience: expected a positive number"):
+        Workers(1, patience=0.0)
+    with pytest.raises(ValueError, match="workers: expected 1 to 5, for that many environments"):
+        divided(load_target("CartPole-v1"), 6)
+    model = load_target("chain")
+    with pytest.raises(ValueError, match="workers: expected none with Exact"):
+        infer(model, routine_class("exact")(), workers=2)
+    with pytest.raises(ValueError, match=r"expected ahead=False .*learns from what its own policy"):
+        infer(model, routine_class("pcl")(), workers=Workers(1, ahead=True))
+    held = load_target("chain")
+    held.lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"expected a model that can be sent .*cannot pickle"):
+        divided(held, 1)
+
+
+def test_a_machine_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_target("CartPole-v1")
+    other = kind_of_machine() | {"torch": "1.0"}
+    monkeypatch.setattr(collecting, "kind_of_machine", lambda: other)
+    with pytest.raises(ValueError, match=r"expected torch 1\.0, as in the process that asks, got"):
+        divided(model, 1).collect(policy_for(model), 1)
+
+
+def test_policies_take_no_model_along() -> None:
+    model = load_target("grid-world")
+    assert unpacked(packed([model.action_prior], "policy", model=model), model=model) == [
+        model.action_prior
+    ]
+    assert len(packed(model.action_prior, "policy", model=model)) < 200
+
+
+@pytest.mark.parametrize(
+    ("target", "routine", "more"),
+    [
+        ("CartPole-v1", "policy-gradient", {}),
+        ("CartPole-v1", "policy-gradient", {"steps_per_round": 0}),
+        ("CartPole-v1", "pcl", {}),
+        ("CartPole-v1", "reps", {}),
+        ("tree", "reps", {"kind": "episodic", "covariance": "diagonal", "total_steps": 60}),
+        ("CartPole-v1", "sac", {"hidden": (8,)}),
+        ("Pendulum-v1", "sac", {"hidden": (8,)}),
+        ("multigoal", "sac", {"hidden": (8,)}),
+    ],
+)
+def test_routines_learn_the_same_whoever_collects(
+    target: str, routine: str, more: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collecting, "LocalWorker", Inline)
+    settings = routine_class(routine)(**SMALL[routine] | {"evaluation_episodes": 0} | more)
+    expected = infer(load_target(target), settings, seed=1)
+    found = infer(load_target(target), settings, seed=1, workers=3)
+    assert found.metrics == expected.metrics
+    left, right = found.policy.state_dict(), expected.policy.state_dict()
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+# Round by round ahead of the learner.
+
+
+def test_what_is_collected_ahead_comes_of_the_policy_of_the_call_before() -> None:
+    model = load_target("Pendulum-v1")
+    policies = [policy_for(model) for _ in range(4)]
+    for i, policy in enumerate(policies):
+        with torch.no_grad():
+            next(policy.parameters()).add_(i)
+    single = Collector(environments(model, 5, 60), 3)
+    ahead = AheadCollector(divided(model, 2))
+    expected = [single.collect(policy, 40) for policy in [policies[0], *policies[:3]]]
+    for policy, data in zip(policies, expected, strict=True):
+        assert_same(ahead.collect(policy, 40), data)
+    single.finished.clear()
+    assert ahead.lag == 1
+
+
+def test_collecting_ahead_goes_on_exactly_where_it_was_saved() -> None:
+    model = load_target("CartPole-v1")
+    policies = [policy_for(model) for _ in range(6)]
+    for i, policy in enumerate(policies):
+        with torch.no_grad():
+            next(policy.parameters()).add_(0.1 * i)
+    whole = AheadCollector(divided(model, 2))
+    expected = [whole.collect(policy, 20) for policy in policies]
+    before = AheadCollector(divided(model, 2))
+    for policy in policies[:3]:
+        before.collect(policy, 20)
+    saved = pickle.loads(pickle.dumps(before.state_dict()))
+    after = AheadCollector(divided(model, 3))
+    after.load_state_dict(saved)
+    for some in (before, after):
+        for policy, data in zip(policies[3:], expected[3:], strict=True):
+            assert_same(some.collect(policy, 20), data)
+        assert some.finished == whole.finished
+    with pytest.raises(ValueError, match="the run was begun without"):
+        after.load_state_dict(divided(model, 1).state_dict())
+
+
+# Processes.
+
+
+@contextlib.contextmanager
+def no_process_left() -> Iterator[None]:
+    """Nothing that was started within is there afterwards."""
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    left = set(psutil.Process().children(recursive=True)) - before
+    _, alive = psutil.wait_procs(left, timeout=10)
+    assert not alive, [process.cmdline() for process in alive]
+
+
+OWN = '''
+import os, signal, time
+import torch, pyro.distributions as dist
+from gymnasium.spaces import Box
+from inference_rl import EnvironmentModel
+
+class Own(EnvironmentModel):
+    """A point that is pushed; what it does in state `trouble` is up to `how`."""
+
+    state_space, action_space = Box(-1e3, 1e3, (1,)), Box(-1.0, 1.0, (1,))
+    discount = 0.9
+
+    def __init__(self, how="nothing", flag=""):
+        self.how, self.flag = how, flag
+
+    def initial_state(self):
+        return dist.Normal(torch.zeros(1), torch.ones(1)).to_event(1)
+
+    def transition(self, state, action):
+        if self.how != "nothing" and not os.path.exists(self.flag) and state.max() > 3.0:
+            if self.how.endswith("once"):
+                open(self.flag, "w").close()
+            if self.how.startswith("hang"):
+                time.sleep(1e6)
+            if self.how.startswith("raise"):
+                raise OSError("broken")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return dist.Normal(state + action, torch.full((1,), 0.3)).to_event(1)
+
+    def reward(self, state, action, next_state):
+        return -next_state.squeeze(-1) ** 2
+'''
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Callable[..., EnvironmentModel]:
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    flag = str(tmp_path / "happened")
+    return lambda how="nothing": load_target(str(path), env_kwargs={"how": how, "flag": flag})
+
+
+def test_processes_take_models_of_the_users_own_files(own) -> None:
+    model = own()
+    policy = policy_for(model)
+    one = Collector(environments(model, 5, 60), 3)
+    with no_process_left():
+        two = divided(model, 2, LocalWorker)
+        for steps in (9, 1):
+            assert_same(one.collect(policy, steps), two.collect(policy, steps))
+        two.close()
+    assert two.replaced == 0
+
+
+@pytest.mark.parametrize("how", ["die once", "hang once"])
+def test_a_process_that_dies_or_hangs_once_changes_nothing(own, how: str, tmp_path: Path) -> None:
+    policy = policy_for(own())
+    expected = Collector(environments(own(), 5, 60), 3).collect(policy, 50)
+    with no_process_left():
+        two = divided(own(how), 1, LocalWorker, patience=2.0)
+        what = "died .exit code -9.|hangs: its environments were not through a step after 2 s"
+        with pytest.warns(UserWarning, match=f"({what}); another takes its place"):
+            data = two.collect(policy, 50)
+        two.close()
+    assert (tmp_path / "happened").exists()
+    assert two.replaced == 1
+    assert_same(expected, data)
+
+
+def test_without_workers_an_environment_that_hangs_stops_the_run(own, tmp_path: Path) -> None:
+    settings = routine_class("policy-gradient")(**SMALL["policy-gradient"])
+    start = time.monotonic()
+    with pytest.raises(EnvironmentFault, match=r"slot \d+ .*raised TimeoutError: it was not thr"):
+        infer(own("hang"), settings, workers=Workers(0, patience=1.0))
+    assert time.monotonic() - start < 60
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+
+
+def test_what_an_environment_raises_in_a_process_comes_back(own) -> None:
+    policy = policy_for(own())
+    with pytest.raises(EnvironmentFault) as single:
+        Collector(environments(own("raise"), 5, 60), 3).collect(policy, 50)
+    with no_process_left():
+        two = divided(own("raise"), 1, LocalWorker)
+        with pytest.raises(EnvironmentFault) as found:
+            two.collect(policy, 50)
+    assert str(found.value) == str(single.value)
+    assert "in a worker on" in found.value.__notes__[0]
+
+
+def run(tmp_path: Path, name: str, *words: object, **kwargs) -> subprocess.Popen[str]:
+    command = [COMMAND, "infer", *words, "--out", tmp_path / name, "--json", "--episodes", "0"]
+    return subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> dict:
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def bytes_of(directory: Path) -> dict[str, bytes]:
+    """What a run learned: its parameters and its metrics, and its replay in the last checkpoint."""
+    names = ["metrics.jsonl", *(str(p.relative_to(directory)) for p in directory.rglob("*.safe*"))]
+    found = {name: (directory / name).read_bytes() for name in sorted(names)}
+    assert len(found) >= 3
+    return found
+
+
+def options(routine: str) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value}" for name, value in SMALL[routine].items()]
+
+
+def test_workers_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    words = ["Pendulum-v1", "reps", "--total-steps", "10000000", "--environments", "4"]
+    process = run(tmp_path, "run", *words, "--workers", "2")
+    deadline = time.monotonic() + 120
+    workers: list[psutil.Process] = []
+    while len(workers) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+        workers = [
+            child
+            for child in psutil.Process(process.pid).children()
+            if "inference_rl.scale_out.local" in child.cmdline()
+        ]
+    assert len(workers) == 2
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+
+
+ROUTINES = [
+    ("CartPole-v1", "policy-gradient"),
+    ("CartPole-v1", "pcl"),
+    ("Pendulum-v1", "reps"),
+    ("CartPole-v1", "sac"),
+    ("Pendulum-v1", "sac"),
+    ("Pendulum-v1", "sql"),
+    ("Pendulum-v1", "soft-ddpg"),
+    ("Pendulum-v1", "soft-td3"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "routine"), ROUTINES)
+def test_a_run_is_the_same_whoever_collects(tmp_path: Path, target: str, routine: str) -> None:
+    words = [target, routine, *options(routine)]
+    finished(run(tmp_path, "alone", *words))
+    expected = bytes_of(tmp_path / "alone")
+    who = [["--workers", "1"], ["--workers", "2"], ["--workers", "4"]]
+    who += [["--workers", "ray", "--num-workers", n] for n in ("1", "2")]
+    for i, workers in enumerate(who):
+        finished(run(tmp_path, f"run{i}", *words, *workers))
+        assert bytes_of(tmp_path / f"run{i}") == expected, workers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "routine"), ROUTINES)
+@pytest.mark.parametrize("workers", [["--workers", "2"], ["--workers", "2", "--async"]])
+def test_a_run_is_the_same_whoever_is_killed(
+    tmp_path: Path, target: str, routine: str, workers: list[str]
+) -> None:
+    """Workers, and the command itself, are killed at random, twelve times; then it is resumed."""
+    if "--async" in workers and routine in ("policy-gradient", "pcl", "reps"):
+        pytest.skip("learns from what its own policy does, and cannot be a round late")
+    words = [target, routine, *options(routine), "--save-every", "50"]
+    finished(run(tmp_path, "alone", *words, *workers))
+    expected = bytes_of(tmp_path / "alone")
+    rng = random.Random(hash((target, routine)))
+    process = run(tmp_path, "run", *words, *workers)
+    for _ in range(12):
+        time.sleep(rng.uniform(2.0, 12.0))
+        if process.poll() is not None:
+            break
+        children = psutil.Process(process.pid).children()
+        if rng.random() < 0.5 and children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rng.choice(children).kill()
+            continue
+        process.kill()
+        process.communicate()
+        if (tmp_path / "run" / "setup.json").exists():
+            command = [COMMAND, "infer", "--resume", tmp_path / "run", "--json", *workers]
+            process = subprocess.Popen(
+                list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        else:
+            process = run(tmp_path, "run", *words, *workers)
+    finished(process)
+    assert bytes_of(tmp_path / "run") == expected
+
+
+# Ray.
+
+
+ON_RAY = ["--workers", "ray", "--num-workers", "3"]
+LONG = ["Pendulum-v1", "reps", "--total-steps=9000", "--environments=5", "--evaluate-every=1000"]
+LONG += ["--evaluation-episodes=0", "--save-every=1000"]
+
+
+def wait_for_metrics(directory: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    path = directory / "metrics.jsonl"
+    while not (path.exists() and path.stat().st_size):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_nodes_of_a_cluster_may_die(tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    finished(run(tmp_path, "alone", *LONG))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        cluster.wait_for_nodes()
+        process = run(tmp_path, "run", *LONG, *ON_RAY, "--ray-address", cluster.address)
+        wait_for_metrics(tmp_path / "run", process)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        report = finished(process)
+        words = [*LONG, "--workers", "ray", "--num-workers", 4, "--ray-address", cluster.address]
+        small = run(tmp_path, "small", *words)
+        _, err = small.communicate(timeout=120)
+        assert small.returncode == 2
+        assert "a processor for each of 4, got one with 3" in err
+    finally:
+        cluster.shutdown()
+    assert report["workers_replaced"] >= 1
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_nothing_of_ray_is_left_when_the_command_is_killed(tmp_path: Path) -> None:
+    finished(run(tmp_path, "alone", *LONG))
+    shared = set(Path("/dev/shm").iterdir())
+    process = run(tmp_path, "run", *LONG, *ON_RAY)
+    wait_for_metrics(tmp_path / "run", process)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert any("raylet" in " ".join(child.cmdline()) for child in started)
+    process.kill()
+    process.communicate()
+    # Ray's own agents look for the end of their cluster now and then.
+    _, alive = psutil.wait_procs(started, timeout=240)
+    assert not alive, [child.cmdline() for child in alive]
+    assert set(Path("/dev/shm").iterdir()) <= shared
+    command = [COMMAND, "infer", "--resume", tmp_path / "run", "--workers", "2", "--json"]
+    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "alone")
