@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -106,5 +107,41 @@ def test_calls_on_ray(capfd: pytest.CaptureFixture[str]) -> None:
     outcomes = dict(on_ray("math:sqrt", taken(*calls, (-1.0,)), 2))
     assert [outcomes[call] for call in calls] == [Outcome(value=c[0] ** 0.5) for c in calls]
     assert outcomes[(-1.0,)].raised.startswith("ValueError: ")
-    assert "crashed" in dict(on_ray("os:_exit", taken((3,)), 1))[(3,)].died
+    assert "died unexpectedly" in dict(on_ray("os:_exit", taken((3,)), 1))[(3,)].died
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_calls_on_a_ray_cluster_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    code = (
+        "import ray, sys\n"
+        "begun = ray.init('local', num_cpus=2, include_dashboard=False)\n"
+        "print(begun.address_info['gcs_address'], flush=True)\n"
+        "sys.stdin.read()"
+    )
+    quiet = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=quiet,
+        text=True,
+    )
+    with cluster:
+        assert cluster.stdout is not None
+        monkeypatch.setenv("RAY_ADDRESS", cluster.stdout.readline().strip())
+        for _ in range(2):  # it is there after the first time, too
+            assert dict(on_ray("math:sqrt", taken((4.0,)), 2)) == {(4.0,): Outcome(value=2.0)}
+        cluster.communicate()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # and not Ray's own
+
+
+def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    with pytest.raises(ValueError, match=rf"RAY_ADDRESS=127.0.0.1:{port}, where nobody answers"):
+        list(on_ray("math:sqrt", taken((4.0,)), 2))

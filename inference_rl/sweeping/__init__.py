@@ -211,8 +211,7 @@ def _run(
 
 def _words(study: Study, trials: int) -> str:
     ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    complete = [trial.value for trial in ended if trial.state.name == "COMPLETE"]
-    scores = [value for value in complete if value is not None]
+    scores = [t.value for t in ended if t.value is not None and t.state.name == "COMPLETE"]
     best = f", best score {max(scores):.4g}" if scores else ""
     return f"{len(ended)} of {trials} trials{best}"
 
@@ -266,15 +265,20 @@ def _interruptible() -> Iterator[None]:
         yield
         return
     asked: list[int] = []
+    words = "the sweep was stopped"
 
     def handle(number: int, frame: Any) -> None:
         if not asked:
             asked.append(number)
-            raise Interrupted("stopped between evaluations", number)
+            raise Interrupted(words, number)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except KeyboardInterrupt as stop:
+        if asked and not isinstance(stop, Interrupted):  # as Ray makes of any signal
+            raise Interrupted(words, asked[0]) from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
