@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,6 +43,7 @@ def connected(address: str | None, count: int) -> Iterator[None]:
     given: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         given |= {"include_dashboard": False, "num_cpus": max(count, os.cpu_count() or 1)}
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address or "local", **given)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
@@ -48,6 +51,9 @@ def connected(address: str | None, count: int) -> Iterator[None]:
             f"ray_address: expected the address of a Ray cluster, got {address!r}: "
             f"{str(error).strip().splitlines()[0]}"
         ) from error
+    finally:  # Ray puts a handler of its own in its place
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
     try:
         _check_room(count)
         yield

@@ -19,12 +19,11 @@ import json
 import os
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -32,9 +31,6 @@ from inference_rl.scale_out.on_ray import connected
 
 GRACE = 10.0
 """Seconds in which those who are asked to stop may save."""
-
-PATIENCE = 5.0
-"""Seconds in which a cluster has to answer."""
 
 Arguments = tuple[Any, ...]
 Take = Callable[[], Arguments | None]
@@ -197,11 +193,7 @@ def on_ray(call: str, take: Take, workers: int) -> Outcomes:
 
     :raises ValueError: Ray is not installed, or there is no such cluster, or it is too small.
     """
-    address = os.environ.get("RAY_ADDRESS")
-    _check_cluster(address or "")
-    with contextlib.ExitStack() as cluster:
-        with _handlers_kept():
-            cluster.enter_context(connected(address, workers))
+    with connected(os.environ.get("RAY_ADDRESS"), workers):
         yield from _tasks(call, take, workers)
 
 
@@ -226,34 +218,6 @@ def _tasks(call: str, take: Take, workers: int) -> Outcomes:
     finally:
         for task in busy:
             ray.cancel(task, force=True)
-
-
-def _check_cluster(address: str) -> None:
-    """Ask in seconds what Ray takes minutes to find out.
-
-    :raises ValueError: nobody answers at an address HOST:PORT.
-    """
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
-    except OSError as error:
-        raise ValueError(
-            f"workers: expected a Ray cluster at RAY_ADDRESS={address}, where nobody answers "
-            f"({error}); begin one by ray start --head, or unset RAY_ADDRESS"
-        ) from error
-
-
-@contextlib.contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """Ray puts a handler of its own in place of the one that stops the sweep by SIGTERM."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
 
 
 def _on_ray(call: str, arguments: Arguments) -> dict[str, Any]:
