@@ -509,7 +509,7 @@ def test_list(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
 TYPOS: dict[str, tuple[list[str], str]] = {
     "nothing": (
         [],
-        "no command: expected one of infer, evaluate, check, derive, compare, list, doctor; see ",
+        "no command: expected one of infer, evaluate, check, derive, compare, sweep, list, doctor;",
     ),
     "a command": (["inferr"], r"unknown command 'inferr': expected one of infer, .*'infer'\?\)"),
     "no target": (

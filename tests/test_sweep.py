@@ -26,7 +26,7 @@ import pytest
 import torch
 from gymnasium.spaces import Discrete
 
-from inference_rl import EnvironmentModel, PolicyGradient, load_target
+from inference_rl import EnvironmentModel, PolicyGradient, load_target, runs
 from inference_rl.cli import main
 from inference_rl.diagnostics.sweep_pictures import sweep_figure
 from inference_rl.learning.loop import Interrupted
@@ -549,8 +549,9 @@ def test_a_damaged_sweep_is_named() -> None:
         path.write_text(changed)
         with pytest.raises(ValueError, match=r"sweep.json is damaged \("):
             resume("sweep")
-    path.write_text(text.replace('"format_version": 1', '"format_version": 99', 1))
-    with pytest.raises(ValueError, match="has format version 99, and this version reads 1"):
+    now = f'"format_version": {runs.FORMAT_VERSION}'
+    path.write_text(text.replace(now, '"format_version": 99', 1))
+    with pytest.raises(ValueError, match="has format version 99, and this version reads"):
         resume("sweep")
     path.write_text(text)
     (Path("sweep") / plans.DATABASE).write_bytes(b"no database at all" * 100)

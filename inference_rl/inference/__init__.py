@@ -13,7 +13,7 @@ import functools
 import importlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -119,10 +119,24 @@ def infer(
         where["directory"] = Path(directory)
     with contextlib.ExitStack() as stack:
         if directory is not None:
+            is_new = not Path(directory).is_dir()
             stack.enter_context(runs.held(runs.directory_for(Path(directory))))
+            if is_new:
+                stack.enter_context(_no_empty_one_left(Path(directory)))
         result = routine.run(model, prior=prior, seed=seed, progress=progress, **where)
     warn_of_optimism(result, stacklevel=2)
     return result
+
+
+@contextlib.contextmanager
+def _no_empty_one_left(directory: Path) -> Iterator[None]:
+    """Remove `directory` again if what is done within fails before anything is in it."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # it is not empty
+            directory.rmdir()
+        raise
 
 
 @dataclasses.dataclass(frozen=True)
