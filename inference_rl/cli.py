@@ -107,45 +107,55 @@ else:  # made when this runs, which is too late for a type checker
 
 
 @dataclasses.dataclass
-class Collecting:
-    """Who steps the environments of a learned routine, or shares the table of a finite model."""
+class Dividing:
+    """Among whom the work is divided."""
 
     workers: Annotated[str | None, tyro.conf.arg(metavar="N|ray")] = None
-    """So many processes of this machine beside this one, or actors on a Ray cluster, which exact
-    needs. What comes of it is the same."""
+    """So many processes of this machine, or as many on a Ray cluster as --num-workers says."""
     num_workers: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """How many actors on Ray."""
+    """How many on Ray."""
     ray_address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
-    """Of the cluster. Default: one of this machine alone."""
-    patience: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
-    """What a step of the environments may take, before a worker is replaced, or the run stops.
-    Default: 300."""
-    ahead: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(name="async")] = False
-    """Let workers collect the next round while this process learns from the last one."""
+    """Of the cluster. Default: RAY_ADDRESS, or one of this machine alone."""
 
-    def asked(self) -> Workers | None:
-        """What these options say. :raises ValueError: it makes no sense."""
+    def asked(self, **more: Any) -> Workers | None:
+        """What these options say, and `more`. :raises ValueError: it makes no sense."""
         from inference_rl.scale_out import Workers
 
         if self.workers is None:
             for name in ("num_workers", "ray_address"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"--{name.replace('_', '-')} was given without --workers")
-            if self.ahead:
-                raise ValueError("--async was given without --workers: somebody must collect")
-            return None if self.patience is None else Workers(0, patience=self.patience)
-        given: dict[str, Any] = {"ahead": self.ahead}
-        if self.patience is not None:
-            given["patience"] = self.patience
+            return None
         if self.workers == "ray":
             if self.num_workers is None:
                 raise ValueError("--workers ray: say how many, by --num-workers N")
-            return Workers(self.num_workers, on="ray", address=self.ray_address, **given)
+            return Workers(self.num_workers, on="ray", address=self.ray_address, **more)
         if not self.workers.isdecimal():
             raise ValueError(f"--workers: expected a number, or 'ray', got {self.workers!r}")
         if self.num_workers is not None or self.ray_address is not None:
             raise ValueError("--num-workers and --ray-address go with --workers ray")
-        return Workers(int(self.workers), **given)
+        return Workers(int(self.workers), **more)
+
+
+@dataclasses.dataclass
+class Collecting:
+    """How the environments of a learned routine are stepped."""
+
+    patience: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
+    """What a step of the environments may take, before a worker is replaced, or the run stops.
+    Default: 300."""
+    ahead: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(name="async")] = False
+    """Let workers collect the next round while this process learns from the last one."""
+
+    def asked(self, dividing: Dividing) -> Workers | None:
+        """What these options and those say. :raises ValueError: it makes no sense."""
+        from inference_rl.scale_out import Workers
+
+        given: dict[str, Any] = {} if self.patience is None else {"patience": self.patience}
+        if dividing.workers is None and self.ahead:
+            raise ValueError("--async was given without --workers: somebody must collect")
+        asked = dividing.asked(ahead=self.ahead, **given)
+        return Workers(0, **given) if asked is None and given else asked
 
 
 @dataclasses.dataclass
@@ -168,6 +178,7 @@ class Infer:
     """Of everything random."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Directory of the run. Default: a new one under runs/."""
+    dividing: Dividing = dataclasses.field(default_factory=Dividing)
     collecting: Collecting = dataclasses.field(default_factory=Collecting)
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object, and nothing else, on stdout."""
@@ -180,7 +191,7 @@ class Infer:
             raise ValueError(f"--episodes: expected 0 or more, got {self.episodes}")
         if self.seed < 0:
             raise ValueError(f"--seed: expected 0 or more, got {self.seed}")
-        workers = self.collecting.asked()
+        workers = self.collecting.asked(self.dividing)
         with _progress(self.json) as progress, contextlib.ExitStack() as stack:
             model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
             prior = _load_prior(self, model)
@@ -222,6 +233,7 @@ class Resume:
 
     resume: Annotated[Path, tyro.conf.arg(metavar="RUN")]
     """The directory of the run."""
+    dividing: Dividing = dataclasses.field(default_factory=Dividing)
     collecting: Collecting = dataclasses.field(default_factory=Collecting)
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object, and nothing else, on stdout."""
@@ -229,7 +241,7 @@ class Resume:
     def run(self) -> dict[str, Any]:
         from inference_rl.inference.setup import read, resume
 
-        workers = self.collecting.asked()
+        workers = self.collecting.asked(self.dividing)
         noted = read(self.resume)["episodes"]
         with (
             runs.held(self.resume),
@@ -644,11 +656,7 @@ class Sweep:
     other settings agree with."""
     prune: bool = True
     """End trials whose evaluations (--evaluate-every) stay below the median of those before."""
-    workers: Annotated[Literal["ray"] | int, tyro.conf.arg(metavar="N|ray")] = 1
-    """Trials at once, each in a process; ray: as tasks of the cluster at RAY_ADDRESS, or of one
-    that is begun here."""
-    num_workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """With --workers ray: trials at once."""
+    dividing: Dividing = dataclasses.field(default_factory=Dividing)
     storage: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
     """Of Optuna, noted in the directory as it is. Default: a database in the directory."""
     discount: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
@@ -703,8 +711,7 @@ class Sweep:
                     episodes=self.episodes,
                     prune=self.prune,
                     storage=self.storage,
-                    workers=self.workers,
-                    num_workers=self.num_workers,
+                    workers=self.dividing.asked() or 1,
                     progress=progress,
                 )
             return _swept(result, self.json)
@@ -718,11 +725,7 @@ class ResumeSweep:
     """Its directory."""
     trials: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Settings to try in all. Default: as it was begun."""
-    workers: Annotated[Literal["ray"] | int, tyro.conf.arg(metavar="N|ray")] = 1
-    """Trials at once, each in a process; ray: as tasks of the cluster at RAY_ADDRESS, or of one
-    that is begun here."""
-    num_workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """With --workers ray: trials at once."""
+    dividing: Dividing = dataclasses.field(default_factory=Dividing)
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object, and nothing else, on stdout."""
 
@@ -734,8 +737,7 @@ class ResumeSweep:
                 result = resume(
                     self.resume,
                     trials=self.trials,
-                    workers=self.workers,
-                    num_workers=self.num_workers,
+                    workers=self.dividing.asked() or 1,
                     progress=progress,
                 )
             return _swept(result, self.json)

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -45,12 +46,15 @@ _HELD: ContextVar[frozenset[tuple[int, int]]] = ContextVar("_HELD", default=froz
 
 
 @contextlib.contextmanager
-def held(directory: Path) -> Iterator[None]:
+def held(directory: Path, patience: float = 0.0) -> Iterator[int]:
     """Within this context nobody else is at work in `directory`, which exists.
 
     It may be held again by whoever holds it. A process that ends, however, lets go. On file systems
     without locks, as some are that machines share, nothing is held.
 
+    :param patience: seconds that those who are at work there have to leave it.
+    :returns: the handle of the directory. Processes that are given it hold the directory too, until
+        the last of them is gone.
     :raises BlockingIOError: another process, or another thread, holds it.
     """
     handle = os.open(directory, os.O_RDONLY)
@@ -58,30 +62,36 @@ def held(directory: Path) -> Iterator[None]:
         status = os.fstat(handle)
         place = status.st_dev, status.st_ino
         if place in _HELD.get():
-            yield
+            yield handle
             return
-        _lock(handle, directory)
+        _lock(handle, directory, patience)
         token = _HELD.set(_HELD.get() | {place})
         try:
-            yield
+            yield handle
         finally:
             _HELD.reset(token)
     finally:
         os.close(handle)
 
 
-def _lock(handle: int, directory: Path) -> None:
+def _lock(handle: int, directory: Path, patience: float) -> None:
     import fcntl
 
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise BlockingIOError(
-            f"{directory} is in use: expected a directory that no other process works in; wait "
-            "until that ends, or choose another directory with --out"
-        ) from error
-    except OSError:  # no locks here
-        pass
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() < until:
+                time.sleep(0.1)
+                continue
+            raise BlockingIOError(
+                f"{directory} is in use: expected a directory that no other process works in; "
+                "wait until that ends, or choose another directory with --out"
+            ) from error
+        except OSError:  # no locks here
+            pass
+        return
 
 
 def claim(directory: str | Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import csv
 import dataclasses
 import hashlib
@@ -300,9 +301,10 @@ def test_the_command_says_how_to_go_on(capsys: Capture, monkeypatch: pytest.Monk
 def test_two_are_not_at_work_on_one_sweep(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     small()
     monkeypatch.setattr(plans, "PATIENCE", 0.2)
-    with plans.locked(Path("sweep")):
-        said = refusal(capsys, "sweep", "--resume", "sweep")
-    assert "another process is at work on the sweep in sweep; wait for it, or" in said
+    with runs.held(Path("sweep")):  # by others than the command
+        context = contextvars.Context()
+        said = context.run(refusal, capsys, "sweep", "--resume", "sweep")
+    assert "sweep is in use: expected a directory that no other process works in; wait" in said
 
 
 # ------------------------------------------------------------------ trials that fail
@@ -507,8 +509,11 @@ def test_a_storage_of_ones_own_holds_several_sweeps(tmp_path: Path) -> None:
         (["--episodes", "0"], "episodes: expected at least 1, got 0"),
         (["--seed", "-1"], "seed: expected 0 or more, got -1"),
         (["--workers", "0"], "workers: expected at least 1, got 0"),
-        (["--workers", "2", "--num-workers", "2"], "num_workers goes with workers='ray'"),
-        (["--workers", "ray"], "num_workers: expected how many trials Ray is to run at once"),
+        (
+            ["--workers", "2", "--num-workers", "2"],
+            "--num-workers and --ray-address go with --workers",
+        ),
+        (["--workers", "ray"], "--workers ray: say how many, by --num-workers N"),
         (["--search", "rate=1:2"], "policy-gradient has no setting rate"),
         (["--storage", "nothing"], "storage: expected a database that Optuna can open, .* nothing"),
         (["--storage", "mysql://u:p@h/d"], "storage: expected a database that Optuna can open"),

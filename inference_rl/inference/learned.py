@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from inference_rl.inference import (
     Evidence,
@@ -42,6 +42,16 @@ OBJECTIVE_REST = 1e-6
 """Of the weight of all steps: what may follow the last step that the objective is estimated by."""
 
 NO_EVIDENCE = "a learned routine sees samples only; Exact gives the evidence of a known model"
+
+
+class How(TypedDict, total=False):
+    """What `run` is told beside the settings, and every learned routine passes on; see `infer`."""
+
+    prior: ActionPrior | None
+    seed: int
+    progress: Progress | None
+    directory: Path | None
+    workers: Workers | None
 
 
 def networks(
@@ -373,10 +383,10 @@ def run(
     make_learner: Callable[[Any, EnvironmentModel, ActionPrior], Learner],
     model: EnvironmentModel,
     *,
-    prior: ActionPrior | None,
-    seed: int,
-    progress: Progress | None,
-    directory: Path | None,
+    prior: ActionPrior | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    directory: Path | None = None,
     workers: Workers | None = None,
 ) -> InferenceResult:
     """Learn a policy for `model`, and say what is known about it.
@@ -460,7 +470,7 @@ def run(
         seed=seed,
         metrics=metrics,
         prior_source=lambda: rho,
-        workers_replaced=getattr(collector, "replaced", 0),
+        workers_replaced=collector.replaced,
     )
     if hasattr(settings, "value"):  # of those that learn q alone
         result.v = settings.value(result)

@@ -40,8 +40,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 from inference_rl.inference import checks, learned
 from inference_rl.search_spaces import Choice, LogUniform, searched
@@ -51,11 +50,10 @@ if TYPE_CHECKING:
 
     from inference_rl.environment import EnvironmentModel
     from inference_rl.finite import FiniteModel
-    from inference_rl.inference import InferenceResult, Progress
+    from inference_rl.inference import InferenceResult
     from inference_rl.learning.collection import Collector, Segment
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
-    from inference_rl.scale_out import Workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,26 +166,8 @@ class PCL:
                 "module does not show; expected none, or another kind"
             )
 
-    def run(
-        self,
-        model: EnvironmentModel,
-        *,
-        prior: ActionPrior | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-        directory: Path | None = None,
-        workers: Workers | None = None,
-    ) -> InferenceResult:
-        return learned.run(
-            self,
-            _Learner,
-            model,
-            prior=prior,
-            seed=seed,
-            progress=progress,
-            directory=directory,
-            workers=workers,
-        )
+    def run(self, model: EnvironmentModel, **how: Unpack[learned.How]) -> InferenceResult:
+        return learned.run(self, _Learner, model, **how)
 
     def sample(self, result: InferenceResult, draws: int, *, horizon: int | None, seed: int) -> Any:
         return learned.sample(result, draws, horizon=horizon, seed=seed)

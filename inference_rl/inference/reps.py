@@ -43,8 +43,7 @@ arXiv:1705.07798.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 from inference_rl.inference import checks, learned
 from inference_rl.search_spaces import Choice, LogUniform, searched
@@ -53,10 +52,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from inference_rl.environment import EnvironmentModel
-    from inference_rl.inference import InferenceResult, Progress
+    from inference_rl.inference import InferenceResult
     from inference_rl.policies import Policy
-    from inference_rl.priors import ActionPrior
-    from inference_rl.scale_out import Workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,31 +173,13 @@ class REPS:
                     "the built-in networks; leave it out, or set kind='step'"
                 )
 
-    def run(
-        self,
-        model: EnvironmentModel,
-        *,
-        prior: ActionPrior | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-        directory: Path | None = None,
-        workers: Workers | None = None,
-    ) -> InferenceResult:
+    def run(self, model: EnvironmentModel, **how: Unpack[learned.How]) -> InferenceResult:
         learner: Any
         if self.kind == "step":
             from inference_rl.inference.reps_step import StepLearner as learner
         else:
             from inference_rl.inference.reps_episodic import EpisodicLearner as learner
-        return learned.run(
-            self,
-            learner,
-            model,
-            prior=prior,
-            seed=seed,
-            progress=progress,
-            directory=directory,
-            workers=workers,
-        )
+        return learned.run(self, learner, model, **how)
 
     def sample(self, result: InferenceResult, draws: int, *, horizon: int | None, seed: int) -> Any:
         return learned.sample(result, draws, horizon=horizon, seed=seed)

@@ -34,8 +34,7 @@ arXiv:1812.05905. Christodoulou (2019), arXiv:1910.07207. Grau-Moya, Leibfried a
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 from inference_rl.inference import checks, learned
 from inference_rl.search_spaces import Choice, LogUniform, searched
@@ -45,11 +44,10 @@ if TYPE_CHECKING:
 
     from inference_rl.decision import Decision
     from inference_rl.environment import EnvironmentModel
-    from inference_rl.inference import InferenceResult, Progress
+    from inference_rl.inference import InferenceResult
     from inference_rl.inference.off_policy import Learner
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
-    from inference_rl.scale_out import Workers
 
 CRITICS = 2
 
@@ -132,26 +130,8 @@ class SAC:
         checks.check_positive(self, "learning_rate", "value_learning_rate")
         checks.check_tuning(self)
 
-    def run(
-        self,
-        model: EnvironmentModel,
-        *,
-        prior: ActionPrior | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-        directory: Path | None = None,
-        workers: Workers | None = None,
-    ) -> InferenceResult:
-        return learned.run(
-            self,
-            _learner,
-            model,
-            prior=prior,
-            seed=seed,
-            progress=progress,
-            directory=directory,
-            workers=workers,
-        )
+    def run(self, model: EnvironmentModel, **how: Unpack[learned.How]) -> InferenceResult:
+        return learned.run(self, _learner, model, **how)
 
     def sample(self, result: InferenceResult, draws: int, *, horizon: int | None, seed: int) -> Any:
         return learned.sample(result, draws, horizon=horizon, seed=seed)

@@ -35,8 +35,7 @@ Huang (2020), arXiv:2010.09177. Na and Lee (2026), arXiv:2605.06228.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 from inference_rl.inference import checks, learned
 from inference_rl.search_spaces import Choice, LogUniform, searched
@@ -45,11 +44,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from inference_rl.environment import EnvironmentModel
-    from inference_rl.inference import InferenceResult, Progress
+    from inference_rl.inference import InferenceResult
     from inference_rl.inference.off_policy import Learner
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
-    from inference_rl.scale_out import Workers
 
 CRITICS = 1
 
@@ -119,29 +117,11 @@ class SoftDDPG:
     def __post_init__(self) -> None:
         checks.check_fixed_width(self)
 
-    def run(
-        self,
-        model: EnvironmentModel,
-        *,
-        prior: ActionPrior | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-        directory: Path | None = None,
-        workers: Workers | None = None,
-    ) -> InferenceResult:
+    def run(self, model: EnvironmentModel, **how: Unpack[learned.How]) -> InferenceResult:
         from inference_rl.inference.fixed_width import check_actions
 
         check_actions(model)
-        return learned.run(
-            self,
-            _learner,
-            model,
-            prior=prior,
-            seed=seed,
-            progress=progress,
-            directory=directory,
-            workers=workers,
-        )
+        return learned.run(self, _learner, model, **how)
 
     def sample(self, result: InferenceResult, draws: int, *, horizon: int | None, seed: int) -> Any:
         return learned.sample(result, draws, horizon=horizon, seed=seed)

@@ -39,8 +39,7 @@ arXiv:1812.05905. Wang and Liu (2016), arXiv:1611.01722 (samplers by Stein gradi
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 from inference_rl.inference import checks, learned
 from inference_rl.search_spaces import Choice, LogUniform, searched
@@ -49,11 +48,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from inference_rl.environment import EnvironmentModel
-    from inference_rl.inference import InferenceResult, Progress
+    from inference_rl.inference import InferenceResult
     from inference_rl.inference.off_policy import Learner
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
-    from inference_rl.scale_out import Workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,26 +136,8 @@ class SQL:
         checks.check_positive(self, "learning_rate", "value_learning_rate")
         checks.check_tuning(self)
 
-    def run(
-        self,
-        model: EnvironmentModel,
-        *,
-        prior: ActionPrior | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-        directory: Path | None = None,
-        workers: Workers | None = None,
-    ) -> InferenceResult:
-        return learned.run(
-            self,
-            _learner,
-            model,
-            prior=prior,
-            seed=seed,
-            progress=progress,
-            directory=directory,
-            workers=workers,
-        )
+    def run(self, model: EnvironmentModel, **how: Unpack[learned.How]) -> InferenceResult:
+        return learned.run(self, _learner, model, **how)
 
     def sample(self, result: InferenceResult, draws: int, *, horizon: int | None, seed: int) -> Any:
         return learned.sample(result, draws, horizon=horizon, seed=seed)

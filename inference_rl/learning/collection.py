@@ -121,7 +121,11 @@ class Collector:
     :param limit: to the time of a step.
     :ivar at: where every slot is.
     :ivar moves: how often the environments were stepped or reset, for whoever watches.
+    :ivar lag: rounds by which the policy that collects is older than the one that learns.
+    :ivar replaced: of workers, how many were lost; there are none.
     """
+
+    lag = replaced = 0
 
     def __init__(
         self,

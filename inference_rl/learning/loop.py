@@ -79,6 +79,10 @@ class Collector(Protocol):
 
     finished: list[Episode]
 
+    @property
+    def lag(self) -> int:
+        """Rounds by which the policy that collects is older than the one that learns."""
+
     def state_dict(self, *, before: bool = False) -> dict[str, Any]:
         """Where every slot is, or was before a collection that failed."""
 
@@ -287,7 +291,7 @@ def _passed(before: int, after: int, every: int) -> bool:
 def _training(collector: Collector) -> dict[str, float]:
     """Of the episodes that ended since the last time, and how old the policy is that acts."""
     ended, collector.finished = collector.finished, []
-    lag = {"policy_lag": collector.lag} if hasattr(collector, "lag") else {}
+    lag = {"policy_lag": collector.lag} if collector.lag else {}
     if not ended:
         return {"episodes": 0, **lag}
     return {

@@ -11,15 +11,18 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class Workers:
-    """Who steps the environments of a learned routine.
+    """Among whom work is divided: who steps the environments of a learned routine, holds the blocks
+    of a finite model, or runs the trials of a sweep.
 
-    Each worker has a share of the environments that are stepped side by side, and the policy. The
-    run is the same to the last bit for any number of them, wherever they are, and whichever of them
-    are lost: `ahead` alone changes it.
+    Of a learned routine each has a share of the environments that are stepped side by side, and the
+    policy. The run is the same to the last bit for any number of them, wherever they are, and
+    whichever of them are lost: `ahead` alone changes it.
 
-    :ivar count: how many; at most as many as there are environments. 0 is this process itself.
+    :ivar count: how many; of a learned routine at most as many as there are environments, and 0 is
+        this process itself.
     :ivar on: processes of this machine, or actors on a Ray cluster.
-    :ivar address: of the cluster, as `ray.init` takes it; None for one of this machine alone.
+    :ivar address: of the cluster, as `ray.init` takes it; None for that of RAY_ADDRESS, or one of
+        this machine alone.
     :ivar patience: seconds that a step of the environments may take. A worker that takes longer is
         lost, and replaced; this process stops, with an `EnvironmentFault`.
     :ivar ahead: let them collect the next round while this process learns from the last one. The

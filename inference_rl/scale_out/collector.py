@@ -71,9 +71,11 @@ class DividedCollector:
     :param size: how many slots there are in all. :param limit: steps after which an episode is cut.
     :param patience: seconds that a step of the environments may take; a worker that takes longer is
         replaced.
-    :ivar replaced: workers so far.
+    :ivar replaced: workers so far. :ivar lag: as of `Collector`.
     :raises ValueError: more workers than slots, or a model that cannot be sent to them.
     """
+
+    lag = 0
 
     def __init__(
         self,
@@ -272,10 +274,6 @@ class AheadCollector:
         self.finished += ended
         self._begin(policy, steps)
         return data
-
-    def collect_episodes(self, policy: Policy) -> Segment:
-        """Nobody who learns from replay asks for it."""
-        raise NotImplementedError("whole episodes are not collected ahead")
 
     def _begin(self, policy: Policy, steps: int) -> None:
         self._collector.ask(policy, steps)

@@ -20,7 +20,8 @@ REACHING = 10.0
 def connected(address: str | None, count: int) -> Iterator[None]:
     """Within this context Ray is there; a cluster that was not there before is gone afterwards.
 
-    :param address: of a cluster, as `ray.init` takes it; None for one on this machine alone.
+    :param address: of a cluster, as `ray.init` takes it; None for that of RAY_ADDRESS, or one on
+        this machine alone.
     :param count: of workers that there must be room for.
     :raises ValueError: Ray is not installed, there is no such cluster, or it is too small.
     """
@@ -38,6 +39,7 @@ def connected(address: str | None, count: int) -> Iterator[None]:
         _check_room(count)
         yield
         return
+    address = address or os.environ.get("RAY_ADDRESS") or None
     if address is not None:
         _check_reachable(address)
     given: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}

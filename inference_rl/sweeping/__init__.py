@@ -18,10 +18,11 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from inference_rl import runs
 from inference_rl.inference import setup
+from inference_rl.scale_out import Workers
 from inference_rl.search_spaces import Space
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 MOST_DEATHS = 2
 """Of processes at one trial, which then has failed."""
 
-Workers = int | Literal["ray"]
 Progress = Callable[[str], None]
 
 
@@ -52,8 +52,7 @@ def sweep(
     episodes: int = 100,
     prune: bool = True,
     storage: str | None = None,
-    workers: Workers = 1,
-    num_workers: int | None = None,
+    workers: int | Workers = 1,
     progress: Progress | None = None,
 ) -> SweepResult:
     """Search the settings of a learned routine for those of the highest return.
@@ -70,8 +69,8 @@ def sweep(
         sixth trial on.
     :param storage: URL of Optuna's storage, in place of a database in `directory`; it is noted
         there as it is. The study has the name of the directory.
-    :param workers: trials at once, each in a process; 1 runs them in this one, "ray" runs
-        `num_workers` as Ray tasks.
+    :param workers: trials at once, each in a process, or on Ray as a task of it, of which a file
+        system must be shared; 1 runs them in this process.
     :raises ValueError: a number out of range, nothing to search or a space that does not fit, a
         storage that cannot be opened, a package that is missing, or `directory` holds another
         sweep.
@@ -101,9 +100,9 @@ def sweep(
         storage=storage,
         study=path.resolve().name,
     )
-    many = _check_workers(workers, num_workers, plan.setup)
+    workers = _checked(workers, plan.setup)
     is_new = not (path / plans.PLAN).exists()
-    with plans.locked(runs.directory_for(path)) as handle:
+    with runs.held(runs.directory_for(path), plans.PATIENCE) as handle:
         from inference_rl.sweeping.study import check_free
         from inference_rl.sweeping.trial import Task
 
@@ -117,15 +116,14 @@ def sweep(
             check_free(plan.url(path), plan.study)
         plans.write(path, plan)
         task = Task(path, plan, routine, model, prior)
-        return _run(task, workers, many, handle, progress)
+        return _run(task, workers, handle, progress)
 
 
 def resume(
     directory: str | Path,
     *,
     trials: int | None = None,
-    workers: Workers = 1,
-    num_workers: int | None = None,
+    workers: int | Workers = 1,
     progress: Progress | None = None,
 ) -> SweepResult:
     """Go on with the sweep in `directory`; if it is complete, say again what came of it.
@@ -140,21 +138,19 @@ def resume(
     path = Path(directory)
     plan = plans.read(path)
     _check_optuna()
-    many = _check_workers(workers, num_workers, plan.setup)
+    workers = _checked(workers, plan.setup)
     if trials is not None:
         _check_numbers(trials=trials)
         plan = dataclasses.replace(plan, trials=trials)
-    with plans.locked(path) as handle:
+    with runs.held(path, plans.PATIENCE) as handle:
         from inference_rl.sweeping.trial import load
 
         task = dataclasses.replace(load(path), plan=plan)
         plans.write(path, plan)
-        return _run(task, workers, many, handle, progress)
+        return _run(task, workers, handle, progress)
 
 
-def _run(
-    task: Task, workers: Workers, many: int, handle: int, progress: Progress | None
-) -> SweepResult:
+def _run(task: Task, workers: Workers, handle: int, progress: Progress | None) -> SweepResult:
     """Run the trials that are left, those first that were cut short."""
     from optuna.exceptions import OptunaError
 
@@ -175,10 +171,10 @@ def _run(
         return directory, study.ask().number
 
     call = f"{perform.__module__}:run_trial"
-    if workers == "ray":
-        pool = pools.on_ray(call, take, many)
-    elif many > 1:
-        pool = pools.in_processes(call, take, many, [handle])
+    if workers.on == "ray":
+        pool = pools.on_ray(call, take, workers.count, workers.address)
+    elif workers.count > 1:
+        pool = pools.in_processes(call, take, workers.count, [handle])
     else:
         pool = pools.here(lambda _, number: perform(task, study, number, progress), take)
     try:
@@ -230,30 +226,19 @@ def _check_optuna() -> None:
         )
 
 
-def _check_workers(workers: Workers, num_workers: int | None, described: dict[str, Any]) -> int:
-    """How many trials are to run at once.
-
-    :raises ValueError: none, or not where they are to.
-    """
-    if workers == "ray":
-        if num_workers is None:
-            raise ValueError("num_workers: expected how many trials Ray is to run at once")
-        _check_numbers(num_workers=num_workers)
-    elif num_workers is not None:
-        raise ValueError(
-            "num_workers goes with workers='ray'; the number of processes on this machine is "
-            f"workers={num_workers}"
-        )
-    else:
-        _check_numbers(workers=workers)
-        num_workers = workers
+def _checked(workers: int | Workers, described: dict[str, Any]) -> Workers:
+    """:raises ValueError: there are none, or they cannot do it."""
+    workers = Workers(workers) if isinstance(workers, int) else workers
+    _check_numbers(workers=workers.count)
+    if workers.ahead:
+        raise ValueError("workers: expected ahead=False in a sweep, whose trials are whole runs")
     in_python = setup.made_in_python(described)
-    if in_python and (workers == "ray" or num_workers > 1):
+    if in_python and (workers.on == "ray" or workers.count > 1):
         raise ValueError(
             f"workers: expected 1 with a {in_python} made in Python, which other processes cannot "
             "load; give one that has a name"
         )
-    return num_workers
+    return workers
 
 
 @contextlib.contextmanager

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +18,6 @@ if TYPE_CHECKING:
     from inference_rl.priors import ActionPrior
 
 PLAN = "sweep.json"
-LOCK = "lock"
 DATABASE = "trials.db"
 
 PATIENCE = 5.0
@@ -129,27 +125,3 @@ def read(directory: Path) -> Plan:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); sweep again, into a new one") from error
     return plan
-
-
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[int]:
-    """Nobody else is at work on the sweep in `directory`; the handle of the file that says so.
-
-    Processes that are given the handle hold the lock too, until the last of them is gone.
-
-    :raises OSError: somebody is.
-    """
-    with open(directory / LOCK, "w") as file:
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise OSError(
-                        f"another process is at work on the sweep in {directory}; wait for it, or "
-                        "choose another directory with --out"
-                    ) from None
-                time.sleep(0.1)
-        yield file.fileno()

@@ -186,14 +186,12 @@ def _sentence(error: Exception) -> str:
     return " ".join([f"{type(error).__name__}:", *str(error).split()])
 
 
-def on_ray(call: str, take: Take, workers: int) -> Outcomes:
-    """`workers` calls at once, as tasks of the Ray cluster at RAY_ADDRESS, or of one begun here.
+def on_ray(call: str, take: Take, workers: int, address: str | None = None) -> Outcomes:
+    """`workers` calls at once, as tasks of a Ray cluster; see `on_ray.connected`.
 
     Its machines must see the same files, under the same names.
-
-    :raises ValueError: Ray is not installed, or there is no such cluster, or it is too small.
     """
-    with connected(os.environ.get("RAY_ADDRESS"), workers):
+    with connected(address, workers):
         yield from _tasks(call, take, workers)
 
 
