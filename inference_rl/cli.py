@@ -107,6 +107,33 @@ else:  # made when this runs, which is too late for a type checker
 
 
 @dataclasses.dataclass
+class Problem:
+    """What is asked of the target."""
+
+    discount: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """In [0, 1], in place of the target's own (0.99 for Gymnasium's)."""
+    env_kwargs: Json = None
+    """Arguments for gymnasium.make, or for the model's constructor."""
+    prior: Annotated[str | None, tyro.conf.arg(metavar="PRIOR")] = None
+    """Action prior: a name from `inference-rl list`, or file.py:Name. Default: the model's own."""
+    prior_kwargs: Json = None
+    """Arguments for the prior's constructor."""
+
+    def load(self, target: str) -> tuple[EnvironmentModel, ActionPrior | None]:
+        """The model and, if one is named, its prior, which the model notes."""
+        from inference_rl.targets import load_prior, load_target
+
+        if self.prior is None and self.prior_kwargs:
+            raise ValueError("--prior-kwargs was given without --prior: name a prior too")
+        model = load_target(target, discount=self.discount, env_kwargs=self.env_kwargs)
+        if self.prior is None:
+            return model, None
+        assert model.origin is not None
+        model.origin["prior"] = {"name": self.prior, "kwargs": self.prior_kwargs or {}}
+        return model, load_prior(self.prior, model, self.prior_kwargs)
+
+
+@dataclasses.dataclass
 class Dividing:
     """Among whom the work is divided."""
 
@@ -164,14 +191,7 @@ class Infer:
 
     model: Annotated[Target, tyro.conf.arg(name="target")]
     routine: RoutineSettings
-    discount: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
-    """In [0, 1], in place of the target's own (0.99 for Gymnasium's)."""
-    env_kwargs: Json = None
-    """Arguments for gymnasium.make, or for the model's constructor."""
-    prior: Annotated[str | None, tyro.conf.arg(metavar="PRIOR")] = None
-    """Action prior: a name from `inference-rl list`, or file.py:Name. Default: the model's own."""
-    prior_kwargs: Json = None
-    """Arguments for the prior's constructor."""
+    problem: Problem = dataclasses.field(default_factory=Problem)
     episodes: int = 100
     """Episodes of the evaluation; 0 for none."""
     seed: int = 0
@@ -185,7 +205,6 @@ class Infer:
 
     def run(self) -> dict[str, Any]:
         from inference_rl.inference import infer, setup
-        from inference_rl.targets import load_target
 
         if self.episodes < 0:
             raise ValueError(f"--episodes: expected 0 or more, got {self.episodes}")
@@ -193,8 +212,7 @@ class Infer:
             raise ValueError(f"--seed: expected 0 or more, got {self.seed}")
         workers = self.collecting.asked(self.dividing)
         with _progress(self.json) as progress, contextlib.ExitStack() as stack:
-            model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
-            prior = _load_prior(self, model)
+            model, prior = self.problem.load(self.model)
             free = self.out or _free_directory(model.name, self.routine.name, self.seed)
             out = stack.enter_context(_claimed(free))
             where = {}
@@ -212,19 +230,6 @@ class Infer:
                     **where,
                 )
                 return _finish(result, out, self.episodes, progress, self.json)
-
-
-def _load_prior(command: Infer | Sweep, model: EnvironmentModel) -> ActionPrior | None:
-    """The prior that a command names; `model` notes it."""
-    from inference_rl.targets import load_prior
-
-    if command.prior is None:
-        if command.prior_kwargs:
-            raise ValueError("--prior-kwargs was given without --prior: name a prior too")
-        return None
-    assert model.origin is not None
-    model.origin["prior"] = {"name": command.prior, "kwargs": command.prior_kwargs or {}}
-    return load_prior(command.prior, model, command.prior_kwargs)
 
 
 @dataclasses.dataclass
@@ -415,14 +420,7 @@ class Check:
     """Validate a model, an environment or a prior: what is wrong, where, and how to fix it."""
 
     model: Annotated[Target, tyro.conf.arg(name="target")]
-    discount: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
-    """In [0, 1], in place of the target's own."""
-    env_kwargs: Json = None
-    """Arguments for gymnasium.make, or for the model's constructor."""
-    prior: Annotated[str | None, tyro.conf.arg(metavar="PRIOR")] = None
-    """An action prior to check on it: a name from `inference-rl list`, or file.py:Name."""
-    prior_kwargs: Json = None
-    """Arguments for the prior's constructor."""
+    problem: Problem = dataclasses.field(default_factory=Problem)
     target_entropy: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
     """A target for the temperature to examine, nats per step: whether it can be met, and where."""
     target_divergence: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
@@ -433,16 +431,10 @@ class Check:
     def run(self) -> dict[str, Any]:
         from inference_rl.diagnostics.temperature import temperature_report
         from inference_rl.diagnostics.terminal import print_temperature
-        from inference_rl.targets import load_prior, load_target
         from inference_rl.testing import assert_model_valid
 
-        if self.prior is None and self.prior_kwargs:
-            raise ValueError("--prior-kwargs was given without --prior: name a prior too")
         with _progress(self.json) as progress:
-            model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
-            prior = None
-            if self.prior is not None:
-                prior = load_prior(self.prior, model, self.prior_kwargs)
+            model, prior = self.problem.load(self.model)
             progress("checking")
             remarks = assert_model_valid(model, prior)
             tuned = None
@@ -482,14 +474,7 @@ class Derive:
     model: Annotated[Target, tyro.conf.arg(name="target")]
     temperature: Annotated[float, tyro.conf.arg(metavar="NUMBER")] = 1.0
     """> 0, reward units."""
-    discount: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
-    """In [0, 1], in place of the target's own (0.99 for Gymnasium's)."""
-    env_kwargs: Json = None
-    """Arguments for gymnasium.make, or for the model's constructor."""
-    prior: Annotated[str | None, tyro.conf.arg(metavar="PRIOR")] = None
-    """Action prior: a name from `inference-rl list`, or file.py:Name. Default: the model's own."""
-    prior_kwargs: Json = None
-    """Arguments for the prior's constructor."""
+    problem: Problem = dataclasses.field(default_factory=Problem)
     step: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Check this step only, by its number in the ladder."""
     only: Annotated[Literal["failed"] | None, tyro.conf.arg(metavar="failed")] = None
@@ -505,18 +490,12 @@ class Derive:
         from inference_rl.derivation import derive
         from inference_rl.derivation.page import render
         from inference_rl.derivation.terminal import print_derivation
-        from inference_rl.targets import load_prior, load_target
 
         if self.seed < 0:
             raise ValueError(f"--seed: expected 0 or more, got {self.seed}")
-        if self.prior is None and self.prior_kwargs:
-            raise ValueError("--prior-kwargs was given without --prior: name a prior too")
         _check_page(self.html)
         with _progress(self.json) as progress, _one_sentence():
-            model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
-            prior = None
-            if self.prior is not None:
-                prior = load_prior(self.prior, model, self.prior_kwargs)
+            model, prior = self.problem.load(self.model)
             derivation = derive(
                 model,
                 temperature=self.temperature,
@@ -554,14 +533,7 @@ class Compare:
     """Of each learner, at least 2. Default: 20 in tables, 3 of a routine."""
     total_steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Environment steps of each learner. Default: 20,000 in tables, 1,500 of a routine."""
-    discount: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
-    """In [0, 1], in place of the target's own (0.99 for Gymnasium's)."""
-    env_kwargs: Json = None
-    """Arguments for gymnasium.make, or for the model's constructor."""
-    prior: Annotated[str | None, tyro.conf.arg(metavar="PRIOR")] = None
-    """Action prior: a name from `inference-rl list`, or file.py:Name. Default: the model's own."""
-    prior_kwargs: Json = None
-    """Arguments for the prior's constructor."""
+    problem: Problem = dataclasses.field(default_factory=Problem)
     html: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write a page with all of it, which opens in a browser from disk."""
     seed: int = 0
@@ -573,10 +545,7 @@ class Compare:
         from inference_rl.diagnostics import compare
         from inference_rl.diagnostics.comparison.page import render
         from inference_rl.diagnostics.comparison.terminal import print_comparison
-        from inference_rl.targets import load_prior, load_target
 
-        if self.prior is None and self.prior_kwargs:
-            raise ValueError("--prior-kwargs was given without --prior: name a prior too")
         _check_page(self.html)
         for name in self.routines:
             if name not in ROUTINES or name == "exact":
@@ -586,10 +555,7 @@ class Compare:
                     f"{_closest(name, learned)}; exact policies are compared wherever they can be"
                 )
         with _progress(self.json) as progress, _one_sentence():
-            model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
-            prior = None
-            if self.prior is not None:
-                prior = load_prior(self.prior, model, self.prior_kwargs)
+            model, prior = self.problem.load(self.model)
             comparison = compare(
                 model,
                 self.routines,
@@ -659,14 +625,7 @@ class Sweep:
     dividing: Dividing = dataclasses.field(default_factory=Dividing)
     storage: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
     """Of Optuna, noted in the directory as it is. Default: a database in the directory."""
-    discount: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
-    """In [0, 1], in place of the target's own (0.99 for Gymnasium's)."""
-    env_kwargs: Json = None
-    """Arguments for gymnasium.make, or for the model's constructor."""
-    prior: Annotated[str | None, tyro.conf.arg(metavar="PRIOR")] = None
-    """Action prior: a name from `inference-rl list`, or file.py:Name. Default: the model's own."""
-    prior_kwargs: Json = None
-    """Arguments for the prior's constructor."""
+    problem: Problem = dataclasses.field(default_factory=Problem)
     episodes: int = 100
     """Of the evaluation that a run is scored by, with actions drawn."""
     seed: int = 0
@@ -681,7 +640,6 @@ class Sweep:
         from inference_rl.sweeping import sweep
         from inference_rl.sweeping.plan import PLAN
         from inference_rl.sweeping.spaces import parse, resolved
-        from inference_rl.targets import load_target
 
         names = {field.name for field in dataclasses.fields(self.routine)}
         spaces = dict.fromkeys(names.intersection(self.given)) | dict(
@@ -689,8 +647,7 @@ class Sweep:
         )
         resolved(self.routine, spaces)  # before what takes seconds
         with _progress(self.json) as progress:
-            model = load_target(self.model, discount=self.discount, env_kwargs=self.env_kwargs)
-            prior = _load_prior(self, model)
+            model, prior = self.problem.load(self.model)
             name = f"sweep-{model.name}"
             out = self.out or _free_directory(name, self.routine.name, self.seed)
             if (out / PLAN).exists():

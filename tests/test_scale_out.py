@@ -27,7 +27,7 @@ from inference_rl.scale_out.collector import AheadCollector, DividedCollector
 from inference_rl.scale_out.local import LocalWorker
 from inference_rl.scale_out.shard import Shard, kind_of_machine
 from inference_rl.scale_out.transport import packed, unpacked
-from inference_rl.scale_out.workers import Worker, WorkerLost
+from inference_rl.scale_out.workers import Worker, WorkerLost, WorkersLost
 from inference_rl.simulate import EnvironmentFault, environments
 
 COMMAND = Path(sys.executable).with_name("inference-rl")
@@ -153,7 +153,7 @@ def test_a_worker_that_is_lost_again_and_again_stops_the_run() -> None:
     lost = divided(model, 2, lambda name: Inline(name, lambda: True))
     with (
         pytest.warns(UserWarning, match="was lost before it was asked; another takes its place"),
-        pytest.raises(WorkerLost, match=r"slots 0 to 1, whose episodes are \[0, 1\].*3 workers"),
+        pytest.raises(WorkersLost, match=r"slots 0 to 1, whose episodes are \[0, 1\].*3 workers"),
     ):
         lost.collect(policy_for(model), 5)
     # Nothing of the round counts: another may go on from there.

@@ -14,6 +14,7 @@ import torch
 from gymnasium.spaces import Discrete
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from local_crew import LocalCrew
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
@@ -26,9 +27,10 @@ from inference_rl.inference.exact_sharded import run_in_blocks
 from inference_rl.models.double_integrator import DoubleIntegrator
 from inference_rl.models.grid_world import GridWorld
 from inference_rl.priors import ActionPrior, CategoricalPrior, StickyPrior
-from inference_rl.scale_out.crew import BlocksLost, Crew, LocalCrew, Recipe, WorkersLost
+from inference_rl.scale_out.crew import BlocksLost, Crew, Recipe
 from inference_rl.scale_out.sharded_control import MOST_RECOVERIES
 from inference_rl.scale_out.state_block import Parts, StateBlock
+from inference_rl.scale_out.workers import WorkersLost
 from inference_rl.tabulation import tabulate, tabulate_rows
 
 CLOSE = 1e-10

@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+from local_crew import LocalCrew
 
 from inference_rl import Exact, FiniteModel, Workers, infer, load_target
 from inference_rl.inference import InferenceResult
 from inference_rl.inference.exact_sharded import run_in_blocks
 from inference_rl.scale_out import sharded_control
-from inference_rl.scale_out.crew import LocalCrew, Recipe, WorkersLost
+from inference_rl.scale_out.crew import Recipe
 from inference_rl.scale_out.on_ray import connected
 from inference_rl.scale_out.sharded_on_ray import RayCrew
+from inference_rl.scale_out.workers import WorkersLost
 
 ray = pytest.importorskip("ray")
 

@@ -31,7 +31,7 @@ from inference_rl.scale_out import Workers, on_ray
 from inference_rl.scale_out.local import LocalWorker
 from inference_rl.scale_out.shard import Begin, Played, Round, kind_of_machine, known
 from inference_rl.scale_out.transport import packed, registered
-from inference_rl.scale_out.workers import Worker, WorkerLost
+from inference_rl.scale_out.workers import Worker, WorkerLost, WorkersLost
 
 MOST_LOSSES = 3
 """So often may the worker of a share be lost in one round before the run stops."""
@@ -116,7 +116,7 @@ class DividedCollector:
         self.at.finished = episodes
 
     def collect(self, policy: Policy, steps: int) -> Segment:
-        """As `Collector.collect`. :raises WorkerLost: workers are lost again and again."""
+        """As `Collector.collect`. :raises WorkersLost: again and again."""
         self.ask(policy, steps)
         return self.asked_for()
 
@@ -134,7 +134,7 @@ class DividedCollector:
         return shown(data)
 
     def collect_episodes(self, policy: Policy) -> Segment:
-        """As `Collector.collect_episodes`. :raises WorkerLost: as above."""
+        """As `Collector.collect_episodes`. :raises WorkersLost: again and again."""
         self.at.mark()
         for _ in range(STARTS):
             self._ask(policy, None)
@@ -206,13 +206,13 @@ class DividedCollector:
         return True
 
     def _lose(self, i: int, lost: WorkerLost) -> None:
-        """Count a worker that was lost. :raises WorkerLost: it is one too many."""
+        """Count a worker that was lost. :raises WorkersLost: it is one too many."""
         self._workers[i], reasons = None, self._losses[i]
         reasons.append(lost)
         if len(reasons) == MOST_LOSSES:
             share = self._begin[i].share
             episodes = self.at.episode[share.slots].tolist()
-            raise WorkerLost(
+            raise WorkersLost(
                 f"workers: expected an answer from slots {share.first} to "
                 f"{share.first + share.size - 1}, whose episodes are {episodes}, but "
                 f"{MOST_LOSSES} workers were lost in the same round: "

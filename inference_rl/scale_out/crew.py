@@ -23,10 +23,6 @@ class BlocksLost(Exception):
         self.numbers = tuple(numbers)
 
 
-class WorkersLost(ConnectionError):
-    """Workers were lost, and could not be replaced."""
-
-
 class Crew(abc.ABC):
     """Blocks 0, ..., count - 1, each somewhere, once `replace` has made them.
 
@@ -63,30 +59,3 @@ class Crew(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Let go of all blocks."""
-
-
-class LocalCrew(Crew):
-    """Blocks in this process, one after another: for tests, and to see what blocks alone cost."""
-
-    def __init__(self, recipe: Recipe, count: int) -> None:
-        self._recipe, self.count = recipe, count
-        self.routes = [list(range(count))] * count
-        self._blocks: dict[int, StateBlock] = {}
-
-    def ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        return [getattr(self._blocks[b], method)(*given) for b, given in enumerate(arguments)]
-
-    def exchange(self, send: str, arguments: Sequence[tuple[Any, ...]], receive: str) -> list[Any]:
-        sent = self.ask(send, arguments)
-        got: list[dict[int, Any]] = [{} for _ in sent]
-        for source, (parts, route) in enumerate(zip(sent, self.routes, strict=True)):
-            for target in route:
-                got[target][source] = parts[target]
-        return self.ask(receive, [(halo,) for halo in got])
-
-    def replace(self, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            self._blocks[number] = self._recipe(number)()
-
-    def close(self) -> None:
-        self._blocks.clear()

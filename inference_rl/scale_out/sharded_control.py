@@ -30,8 +30,9 @@ import numpy as np
 from inference_rl.finite_messages import rounding_of_steps
 from inference_rl.fixed_point import FixedPoint, Progress, newton
 from inference_rl.policy_evaluation import refined
-from inference_rl.scale_out.crew import BlocksLost, Crew, WorkersLost
+from inference_rl.scale_out.crew import BlocksLost, Crew
 from inference_rl.scale_out.state_block import BASIS
+from inference_rl.scale_out.workers import WorkersLost
 
 Result = TypeVar("Result")
 

@@ -10,8 +10,9 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from inference_rl.scale_out.crew import BlocksLost, Crew, Recipe, WorkersLost
+from inference_rl.scale_out.crew import BlocksLost, Crew, Recipe
 from inference_rl.scale_out.transport import packed, unpacked
+from inference_rl.scale_out.workers import WorkersLost
 
 STARTING = 180.0
 """Seconds that actors may take to start, of which importing torch is most where cores are few."""

@@ -12,8 +12,12 @@ STARTING = 180.0
 """Seconds that a worker may take until it does anything."""
 
 
-class WorkerLost(RuntimeError):
-    """A worker died, or hangs, and what it was asked has not been answered."""
+class WorkerLost(Exception):
+    """A worker died, or hangs, and what it was asked has not been answered; another may do it."""
+
+
+class WorkersLost(ConnectionError):
+    """Workers were lost, and could not be replaced."""
 
 
 class Worker(abc.ABC):
