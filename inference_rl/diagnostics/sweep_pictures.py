@@ -33,12 +33,13 @@ def sweep_figure(result: SweepResult) -> Figure:
     Trials that were not completed have no score: they are marked at the lower edge.
     """
     spaces = result.plan.spaces
-    rows = math.ceil((1 + len(spaces)) / ACROSS)
+    across = min(ACROSS, 1 + len(spaces))
+    rows = math.ceil((1 + len(spaces)) / across)
     with plain_style():
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(3.2 * ACROSS, 2.6 * rows), dpi=DPI, layout="constrained")
-        panels = figure.subplots(rows, ACROSS, squeeze=False, sharey=True).ravel()
+        figure = Figure(figsize=(3.2 * across, 2.6 * rows), dpi=DPI, layout="constrained")
+        panels = figure.subplots(rows, across, squeeze=False, sharey=True).ravel()
         for panel in panels:
             panel.tick_params(colors=MUTED, labelcolor=INK, labelsize=8)
             open_frame(panel)
@@ -57,7 +58,7 @@ def sweep_figure(result: SweepResult) -> Figure:
             panel.set_xlabel(name.replace("_", " "), size=9, color=INK)
         for panel in panels[1 + len(spaces) :]:
             panel.set_axis_off()
-        for panel in panels[::ACROSS]:
+        for panel in panels[::across]:
             panel.set_ylabel("score, reward units", size=9, color=INK)
         name = result.plan.setup["model"]
         figure.suptitle(f"{name}: {result.plan.setup['routine']}", color=INK, weight="bold")
