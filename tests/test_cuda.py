@@ -155,6 +155,45 @@ def test_a_run_is_saved_and_resumed(routine: str, target: str, tmp_path: Path) -
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_operations_are_captured_constants_and_noise_among_them(compiled: bool) -> None:
+    layer = torch.nn.Linear(4, 4, device="cuda")
+
+    def program(state: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        scale = torch.tensor([1.0, 2.0, 3.0, 4.0]).to(state.device)
+        return (layer(state) * scale + torch.randn(4, device=state.device),)
+
+    recorded = Graph(program, [layer], compiled=compiled)
+    for seed in range(3):
+        with torch.no_grad():
+            layer.weight.mul_(1.1)
+        state = torch.full((4,), float(seed), device="cuda")
+        with torch_seeded(seed):
+            (found,) = recorded(state)
+        assert recorded.captured
+        # What the capture does not keep alive is lost to whoever wants memory next.
+        _ = [torch.full((4,), torch.nan, device="cuda") for _ in range(1000)]
+        with torch_seeded(seed):
+            noise = torch.randn(4).cuda()
+        scale = torch.arange(1.0, 5.0, device="cuda")
+        assert torch.allclose(found, layer(state) * scale + noise, rtol=1e-5, atol=1e-5)
+
+
+def test_what_waits_for_values_is_launched_operation_by_operation() -> None:
+    def program(state: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (state[torch.nonzero(state > 0)].sum(),)
+
+    recorded = Graph(program, [], compiled=False)
+    with pytest.warns(UserWarning, match="cannot be captured on the GPU"):
+        recorded(torch.ones(4, device="cuda"))
+    for scale in (1.0, 2.0):
+        assert recorded(torch.full((4,), scale, device="cuda"))[0] == 4 * scale
+    assert not recorded.captured
+    whole = Graph(lambda state: (2 * state,), [], compiled=False)
+    assert whole(torch.ones(4, device="cuda"))[0].sum() == 8
+    assert whole.captured
+
+
 def test_what_cannot_be_recorded_draws_the_same_again() -> None:
     def by_value(state: torch.Tensor) -> tuple[torch.Tensor, ...]:
         sign = 1 if state.sum() > 0 else -1

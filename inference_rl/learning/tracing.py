@@ -3,7 +3,8 @@
 `Graph` runs the function once under `make_fx`, which records every operation, gradients among them,
 and from then on runs the record. Its random numbers are drawn first, from torch's generator on the
 CPU, in the order in which the function draws them; the rest can then run at any time, on any
-thread.
+thread. On a GPU, where launching its operations one by one takes longer than they do, the rest is
+captured and launched whole.
 
 What is no tensor operation happens only while it is recorded: numbers from NumPy or Python's own
 generators, or what a program reads from elsewhere, would be frozen. So the record is compared with
@@ -40,6 +41,8 @@ class Graph:
     :param compiled: whether the record is compiled to machine code, which takes from seconds to a
         minute, and rounds differently.
     :ivar traced: whether the record runs; None before the first call.
+    :ivar captured: whether it is launched whole, so that a call overwrites what the one before it
+        gave.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Graph:
         self._program = _Program(function, modules)
         self.compiled = compiled
         self.traced: bool | None = None
+        self.captured = False
         self._tensors: list[Tensor] = []
         self._noise: Callable[[], Tensors] | None = None
         self._rest: Callable[..., Tensors] | None = None
@@ -98,6 +102,7 @@ class Graph:
                 fresh = [tensor.clone() for tensor in self._tensors]
                 recorded = make_fx(function)(*fresh, *inputs)
             noise, rest = _without_noise(recorded)
+            _bring_constants(rest, device)
             with pyro.validation_enabled(False), device:
                 others = [_another(tensor) for tensor in (*self._tensors, *inputs)]
                 with torch_seeded(1, device):
@@ -119,12 +124,31 @@ class Graph:
                 stacklevel=2,
             )
             return
-        self._noise, self._rest = noise, rest
+        with torch_seeded(0):
+            given = (*inputs, *noise())
+        run: Callable[..., Tensors] = rest
         if self.compiled:
-            with torch_seeded(0), warnings.catch_warnings():
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch about itself
                 # Not torch.compile, whose guards ask at every call whether anything has changed.
-                self._rest = torch._inductor.compile(rest, [*self._tensors, *inputs, *noise()])
+                run = torch._inductor.compile(rest, [*self._tensors, *given])
+        self._noise, self._rest = noise, run
+        if device.type == "cuda":
+            self._capture(run, given)
+
+    def _capture(self, run: Callable[..., Tensors], given: Tensors) -> None:
+        try:
+            self._rest = _Captured(run, self._tensors, given)
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(
+                f"the program's operations cannot be captured on the GPU ({reason}), and are "
+                "launched one by one, which is slower; what it calls, such as the prior, should "
+                "not wait for values",
+                stacklevel=2,
+            )
+        else:
+            self.captured = True
 
 
 class _Program(nn.Module):
@@ -165,6 +189,43 @@ def _without_noise(recorded: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphMo
             node.replace_all_uses_with(graph.placeholder(f"noise_{i}"))
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     return fx.GraphModule(recorded, noise), fx.GraphModule(recorded, graph)
+
+
+def _bring_constants(recorded: fx.GraphModule, device: torch.device) -> None:
+    """Let what was recorded as a constant lie where it is used, so as not to be sent at each call.
+
+    A tensor of numbers in a program is made on the CPU, whatever the device.
+    """
+    for node in recorded.graph.find_nodes(op="get_attr"):
+        setattr(recorded, node.target, getattr(recorded, node.target).to(device))
+
+
+class _Captured:
+    """`function(*fixed, *given)` on a GPU, launched whole. `fixed` must stay where it is.
+
+    What a call gives is overwritten by the next.
+    """
+
+    def __init__(
+        self, function: Callable[..., Tensors], fixed: Sequence[Tensor], given: Tensors
+    ) -> None:
+        # The constants of the function are read where they lie: it has to live as long.
+        self._function, self._fixed = function, fixed
+        self._given = [tensor.clone() for tensor in given]
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries set themselves up, which cannot be captured
+            for _ in range(3):
+                function(*fixed, *self._given)
+        torch.cuda.current_stream().wait_stream(aside)
+        self._launch = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._launch, capture_error_mode="thread_local"):
+            self._found = function(*fixed, *self._given)
+
+    def __call__(self, *tensors: Tensor) -> Tensors:
+        torch._foreach_copy_(self._given, tensors[len(self._fixed) :])
+        self._launch.replay()
+        return self._found
 
 
 def _drawn_on_the_cpu(noise: fx.GraphModule, device: torch.device) -> Any:
