@@ -21,6 +21,7 @@ from torch import Tensor
 from torch import distributions as td
 
 from inference_rl.distributions import SparseCategorical
+from inference_rl.truncated_normal import TruncatedNormal
 
 STATES, ACTIONS, EPISODES = 0, 1, 2
 """Streams: of the states that follow, of the actions, and of the episodes' own seeds. State s_t is
@@ -237,6 +238,8 @@ def _draw(distribution: Any, shape: torch.Size, noise: _Noise) -> Tensor:
     if isinstance(d, td.Uniform):
         value = (d.low + (d.high - d.low) * noise.take(shape)).to(d.low.dtype)
         return torch.minimum(value, torch.nextafter(d.high, d.low))
+    if isinstance(d, TruncatedNormal):
+        return d.icdf(noise.take(shape), look=True).to(d.loc.dtype)
     if isinstance(d, td.MultivariateNormal):
         return _linear(d.loc, d.scale_tril, shape, noise)
     if hasattr(d, "_axes") and hasattr(d, "_scales"):

@@ -131,18 +131,23 @@ class TruncatedNormal(TorchDistribution):
         shape = torch.Size(sample_shape) + self.batch_shape
         return self.icdf(torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device))
 
-    def icdf(self, value: Tensor) -> Tensor:
+    def icdf(self, value: Tensor, *, look: bool = False) -> Tensor:
         """The quantile function, with gradients to `loc` and `scale`.
 
         :param value: in [0, 1], of a shape that the batch shape broadcasts with.
+        :param look: leave out what no entry needs, for which values have to be looked at, so that
+            it cannot be recorded as tensor operations.
         """
         with torch.no_grad():
             upper, width, sign, edge = self._frame()
             share = value.to(self.loc.dtype)
             share = torch.where(sign > 0, share, 1 - share).clamp(min=_eps(self.loc) / 4)
-            depth = _depth(share, upper, width).clamp(min=0.0)
+            depth = _depth(share, upper, width, look=look).clamp(min=0.0)
             depth = torch.minimum(depth, width)
-            at = (edge - sign * self.scale * depth).clamp(self.low, self.high)
+            at: Tensor = (edge - sign * self.scale * depth).clamp(self.low, self.high)
+        if not torch.is_grad_enabled():
+            return at
+        with torch.no_grad():
             # Implicit differentiation of share = (Φ(s) - Φ(lower)) / (Φ(upper) - Φ(lower)).
             standard, lower = upper - depth, upper - width
             near = share * torch.exp(-0.5 * depth * (upper + standard))
@@ -169,13 +174,22 @@ def _mills(x: Tensor) -> Tensor:
     return torch.where(x < -200, series, direct)
 
 
-def _depth(share: Tensor, upper: Tensor, width: Tensor) -> Tensor:
+def _depth(share: Tensor, upper: Tensor, width: Tensor, *, look: bool) -> Tensor:
     """How far below `upper` a standard normal on [upper - width, upper] has `share` of its mass."""
     # In the body, the quantile function.
     inside = upper.clamp(min=-1.0)
     above, below = (torch.erfc(-x * math.sqrt(0.5)) / 2 for x in (inside, inside - width))
     depth = inside - torch.special.ndtri(below + share * (above - below))
-    # In the tail, Newton's method on the concave log Φ(upper - depth) / Φ(upper).
+    in_tail, is_narrow = upper < -1, width < 1e-3
+    if not look or in_tail.any():
+        depth = torch.where(in_tail, _depth_in_tail(share, upper, width), depth)
+    if not look or is_narrow.any():
+        depth = torch.where(is_narrow, _depth_if_narrow(share, upper, width), depth)
+    return depth
+
+
+def _depth_in_tail(share: Tensor, upper: Tensor, width: Tensor) -> Tensor:
+    """By Newton's method on the concave log Φ(upper - depth) / Φ(upper)."""
     tail = upper.clamp(max=-1.0)
     whole = torch.exp(width * (tail - width / 2)) * _mills(tail - width) / _mills(tail)
     target = torch.log(share + (1 - share) * whole)
@@ -184,9 +198,11 @@ def _depth(share: Tensor, upper: Tensor, width: Tensor) -> Tensor:
         ratio = _mills(tail - newton)
         missing = newton * (tail - newton / 2) + torch.log(ratio / _mills(tail)) - target
         newton = newton + missing * ratio
-    depth = torch.where(upper < -1, newton, depth)
-    # On a narrow box the density is an exponential, up to exp(width² / 8).
+    return newton
+
+
+def _depth_if_narrow(share: Tensor, upper: Tensor, width: Tensor) -> Tensor:
+    """On a narrow box the density is an exponential, up to exp(width² / 8)."""
     slope = (upper - width / 2).clamp(max=-_eps(upper))
     tilted = torch.log1p((1 - share) * torch.expm1(slope * width)) / slope
-    flat = torch.where(slope * width > -_eps(upper), (1 - share) * width, tilted)
-    return torch.where(width < 1e-3, flat, depth)
+    return torch.where(slope * width > -_eps(upper), (1 - share) * width, tilted)

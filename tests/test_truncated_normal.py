@@ -221,3 +221,17 @@ def test_truncated_shapes_edges_and_support() -> None:
         wide.log_prob(torch.tensor([0.0, 1.5, 0.0]))
     with pytest.raises(ValueError, match="invalid values"):
         TruncatedNormal(torch.tensor(0.0), torch.tensor(-1.0))
+
+
+@pytest.mark.parametrize("scale", [0.3, 3.0, 3e4])
+@pytest.mark.parametrize("loc", [0.0, 5.0])
+def test_truncated_draws_are_the_same_when_what_they_do_not_need_is_left_out(
+    loc: float, scale: float
+) -> None:
+    """Body, tail and narrow box, alone and side by side."""
+    share = torch.linspace(0, 1, 99).unsqueeze(-1)
+    for place in (torch.tensor([loc]), torch.tensor([loc, -loc, 0.1])):
+        truncated = TruncatedNormal(place, torch.tensor(scale))
+        whole = truncated.icdf(share)
+        with torch.no_grad():
+            assert torch.equal(truncated.icdf(share, look=True), whole)
