@@ -30,7 +30,7 @@ from inference_rl import (
     load_target,
 )
 from inference_rl.cli import main
-from inference_rl.inference import learned, sac, sql
+from inference_rl.inference import learned, off_policy, sac, sql
 from inference_rl.learning import memory
 from inference_rl.learning.collection import Collector
 from inference_rl.simulate import environments
@@ -344,6 +344,14 @@ def test_who_acts_is_who_was_learned_after_every_round(routine: Any, make: Any) 
     assert moved >= 10  # in five rounds of updates policy and prior, or Q and its temperature
     if isinstance(routine, SQL):
         assert float(learner.policy.temperature) == pytest.approx(learner.tempering.temperature)
+
+
+def test_a_learned_prior_takes_its_steps_before_it_is_copied_to_who_acts() -> None:
+    """On a GPU the prior that acts is a copy of the one that learns, and so it is here."""
+    model = load_target("chain")
+    learner = sac._learner(SAC(**SMALL, learn_prior=True), model, model.action_prior)
+    copied = copy.deepcopy(learner.prior)
+    assert off_policy._apart(learner.parts, learner._learned, copied) == learner._aside == ["q"]
 
 
 def test_the_result_has_q_and_comes_back_from_disk(tmp_path: Any) -> None:

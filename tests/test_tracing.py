@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from inference_rl.learning import tracing
 from inference_rl.learning.tracing import Graph
@@ -125,13 +126,32 @@ def through_numpy(state: Tensor) -> tuple[Tensor, ...]:
     return (torch.from_numpy(np.sin(state.numpy())),)
 
 
+def by_the_greatest(state: Tensor) -> tuple[Tensor, ...]:
+    return (state * float(state.numpy().max()),)
+
+
+def by_how_many_are_unknown(state: Tensor) -> tuple[Tensor, ...]:
+    if state.max() > STATE.max() - 0.01:
+        return (torch.zeros_like(state),)
+    return (torch.full_like(state, torch.nan),)
+
+
 def with_noise_of_the_state(state: Tensor) -> tuple[Tensor, ...]:
     return (torch.bernoulli(state.sigmoid()),)
 
 
 @pytest.mark.parametrize(
     "function",
-    [by_value, by_item, by_numpy, by_python, through_numpy, with_noise_of_the_state],
+    [
+        by_value,
+        by_item,
+        by_numpy,
+        by_python,
+        by_the_greatest,
+        by_how_many_are_unknown,
+        through_numpy,
+        with_noise_of_the_state,
+    ],
 )
 def test_what_cannot_be_recorded_is_run_as_it_is_with_one_warning(function) -> None:
     recorded = Graph(function, [], compiled=False)
@@ -166,6 +186,25 @@ def test_whole_numbers_and_truths_that_a_program_keeps_stay_such() -> None:
     module.which.fill_(1)
     module.reversed.fill_(False)
     assert torch.equal(recorded(STATE)[0], STATE[1:2])
+
+
+def test_constants_are_brought_where_all_they_do_is_to_be_sent_there() -> None:
+    """On a device whose tensors have no numbers, there being no other one everywhere."""
+
+    def function(state: Tensor) -> tuple[Tensor, ...]:
+        sent = torch.tensor([1.0, 2.0]).to(state.device)
+        used_here_first = (2 * torch.tensor([3.0, 4.0])).to(state.device)
+        return (state * sent + used_here_first,)
+
+    meta = torch.device("meta")
+    recorded = make_fx(function)(torch.ones(2, device=meta))
+    tracing._bring_constants(recorded, meta)
+    where = [
+        getattr(recorded, node.target).device.type
+        for node in recorded.graph.find_nodes(op="get_attr")
+    ]
+    assert sorted(where) == ["cpu", "meta"]
+    assert recorded(torch.ones(2, device=meta))[0].device.type == "meta"
 
 
 def test_noise_that_cannot_be_drawn_on_the_cpu_is_found_out_at_once(

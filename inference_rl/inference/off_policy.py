@@ -362,8 +362,10 @@ def _learned(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _apart(parts: dict[str, Part], policy: Policy, prior: ActionPrior) -> list[str]:
-    """Parts that neither the policy nor the prior, which act, read when they do."""
-    acting = [module for module in (policy, prior) if isinstance(module, nn.Module)]
+    """Parts that neither the policy nor the prior, which act, read when they do, and which nobody
+    copies to them."""
+    learned_prior = [part.module for name, part in parts.items() if name == "prior"]
+    acting = [m for m in (policy, prior, *learned_prior) if isinstance(m, nn.Module)]
     read = {id(parameter) for module in acting for parameter in module.parameters()}
     return [
         name

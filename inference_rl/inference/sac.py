@@ -15,7 +15,7 @@ after one step, and Q stands for that step and all that follow (`decision`).
 5. Temperature: α minimises the dual E V_α + α · target, down whose gradient, target − KL(π ‖ ρ),
    log α takes a step of Adam (1812.05905, eq. 18, has the entropy).
 
-An update is: Q, then π, then α, then the lagging Q.
+An update is: Q and π, then α, then the lagging Q.
 
 Departures from 1812.05905:
 1. Divergence from a prior in place of entropy: under a uniform prior they differ by log|A|, or
@@ -25,6 +25,8 @@ Departures from 1812.05905:
    and so does the guide with the two Qs. That is no part of the inference: it biases Q downwards.
    Of discrete actions both take the mean of two (1910.07207 has the lesser, with which Acrobot-v1
    was never learned here).
+4. With `side_by_side`, the default, π takes its step under the Q of before the update, and not
+   under the one that has just taken its own: the two are computed at the same time.
 
 Haarnoja, Zhou, Abbeel and Levine (2018), arXiv:1801.01290. Haarnoja et al. (2018),
 arXiv:1812.05905. Christodoulou (2019), arXiv:1910.07207. Grau-Moya, Leibfried and Vrancx (2019),

@@ -28,6 +28,7 @@ Departures from 1702.08165, or from the authors' code:
 5. Q lags behind by a little every update, in place of a copy every thousand or so.
 6. Of discrete actions in continuous states V and policy take the mean of two Qs, which errs less
    than one (`ActionValues.combined`). In a box there is one, as in the paper.
+7. With `side_by_side`, the default, the sampler takes its step under the Q of before the update.
 
 What a run in a box reports besides: `effective_share`, how many of the weighted draws count, and
 `stein_discrepancy` of the sampler's u from p, squared, which is zero in expectation if they agree.

@@ -143,8 +143,9 @@ class Graph:
             reason = str(error).strip().partition("\n")[0]
             warnings.warn(
                 f"the program's operations cannot be captured on the GPU ({reason}), and are "
-                "launched one by one, which is slower; what it calls, such as the prior, should "
-                "not wait for values",
+                "launched one by one, which is slower: what is captured may not bring values to "
+                "the CPU, as priors that are functions make it do where the policy has their "
+                "support",
                 stacklevel=2,
             )
         else:
@@ -194,10 +195,22 @@ def _without_noise(recorded: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphMo
 def _bring_constants(recorded: fx.GraphModule, device: torch.device) -> None:
     """Let what was recorded as a constant lie where it is used, so as not to be sent at each call.
 
-    A tensor of numbers in a program is made on the CPU, whatever the device.
+    A tensor of numbers in a program is made on the CPU, whatever the device, and then sent.
     """
     for node in recorded.graph.find_nodes(op="get_attr"):
-        setattr(recorded, node.target, getattr(recorded, node.target).to(device))
+        if _is_sent(node, device):
+            setattr(recorded, node.target, getattr(recorded, node.target).to(device))
+
+
+def _is_sent(node: fx.Node, device: torch.device) -> bool:
+    """Whether all that becomes of a constant is that it is sent to `device`."""
+    aten = torch.ops.aten
+    return bool(node.users) and all(
+        torch.device(user.kwargs["device"]).type == device.type
+        if user.target is aten._to_copy.default and "device" in user.kwargs
+        else user.target is aten.lift_fresh_copy.default and _is_sent(user, device)
+        for user in node.users
+    )
 
 
 class _Captured:
@@ -212,20 +225,38 @@ class _Captured:
         # The constants of the function are read where they lie: it has to live as long.
         self._function, self._fixed = function, fixed
         self._given = [tensor.clone() for tensor in given]
+        before = torch.cuda.current_stream()
         aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
+        aside.wait_stream(before)
         with torch.cuda.stream(aside):  # libraries set themselves up, which cannot be captured
             for _ in range(3):
                 function(*fixed, *self._given)
-        torch.cuda.current_stream().wait_stream(aside)
+            with _no_waiting():
+                function(*fixed, *self._given)
+        before.wait_stream(aside)
         self._launch = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._launch, capture_error_mode="thread_local"):
-            self._found = function(*fixed, *self._given)
+        try:
+            with torch.cuda.graph(self._launch, capture_error_mode="thread_local"):
+                self._found = function(*fixed, *self._given)
+        except BaseException:
+            torch.cuda.set_stream(before)  # which a capture that fails does not see to
+            raise
 
     def __call__(self, *tensors: Tensor) -> Tensors:
         torch._foreach_copy_(self._given, tensors[len(self._fixed) :])
         self._launch.replay()
         return self._found
+
+
+@contextlib.contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Within this context whoever waits for the GPU gets an error, and no capture is broken."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def _drawn_on_the_cpu(noise: fx.GraphModule, device: torch.device) -> Any:
@@ -254,18 +285,22 @@ def _ancestors(nodes: list[fx.Node], graph: fx.Graph) -> Iterator[fx.Node]:
 
 
 def _another(tensor: Tensor) -> Tensor:
-    """Other numbers of the same kind: the rows in another order, or another scalar.
+    """Other numbers of the same kind: rows in another order, and what is no whole number moved.
 
-    Whole scalars stay as they are: who knows what they are the number of.
+    Inwards, so that actions stay in their box. Whole numbers stay: who knows what they count.
     """
-    if tensor.dim() > 0:
-        return tensor.roll(1, 0)
-    return tensor * 1.5 if tensor.is_floating_point() else tensor.clone()
+    rolled = tensor.roll(1, 0) if tensor.dim() > 0 else tensor.clone()
+    return 0.9 * rolled + 0.01 if tensor.is_floating_point() else rolled
 
 
 def _same(left: Tensors, right: Tensors) -> bool:
     pairs = zip(left, right, strict=True)
-    return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
+    return all(torch.equal(a.isnan(), b.isnan()) and torch.equal(*_zeroed(a, b)) for a, b in pairs)
+
+
+def _zeroed(*tensors: Tensor) -> list[Tensor]:
+    """NaN, which does not equal itself, as zero."""
+    return [torch.where(tensor.isnan(), 0, tensor) for tensor in tensors]
 
 
 def missing_to_compile() -> str:

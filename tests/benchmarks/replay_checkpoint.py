@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from inference_rl import SAC, load_target
 from inference_rl.inference import sac
+from inference_rl.inference.off_policy import ByPrior
 from inference_rl.learning import checkpoints
 from inference_rl.learning.collection import Collector
 from inference_rl.simulate import environments
@@ -52,7 +53,7 @@ def watched(words, function):
 """
 
 SAVE = """
-data = Collector(environments(model, 1), 0).collect(learner._by_prior, 1000)
+data = Collector(environments(model, 1), 0).collect(ByPrior(learner.prior), 1000)
 for _ in range(count // 1000):
     learner.replay.add(data)
 size = sum(ring.nbytes for ring in learner.replay._ring.values()) / 2**20
