@@ -42,6 +42,13 @@ def _shortened(parameter: str) -> str:
     return parameter if len(parameter) <= 40 else parameter.partition("=")[0] + "=..."
 
 
+QUALITY = {
+    "effective_share": "share of draws that count for V, last",
+    "stein_discrepancy": "sampler's Stein discrepancy, squared, last",
+}
+"""What a routine may log of how well it does what it approximates."""
+
+
 def print_inference(result: InferenceResult, report: dict[str, Any]) -> None:
     """What was inferred, with units, and how it fared."""
     target = report["settings"].get("target", "control")
@@ -56,9 +63,8 @@ def print_inference(result: InferenceResult, report: dict[str, Any]) -> None:
 
     row("temperature", report["temperature"], "reward")
     if result.metrics:  # every row says what the temperature is tuned to, if it is
-        for name in ("target_divergence", "target_entropy"):
-            words = f"  tuned to a {name.partition('_')[2]} per step of"
-            row(words, result.metrics[0].get(name), "nats")
+        for name, words in ("target_divergence", "a divergence"), ("target_entropy", "an entropy"):
+            row(f"  tuned to {words} per step of", result.metrics[0].get(name), "nats")
     row("discount", report["discount"], "")
     row("objective J, KL form", report["objective"], "reward")
     row("  its standard error", report["objective_standard_error"], "reward")
@@ -85,6 +91,8 @@ def print_inference(result: InferenceResult, report: dict[str, Any]) -> None:
         table.add_row("certified error of V", "none", "")
     is_learned = hasattr(result.routine, "total_steps")
     row("environment steps" if is_learned else "iterations", report["iterations"], "")
+    for name, words in QUALITY.items():
+        row(words, next((m[name] for m in reversed(result.metrics) if name in m), None), "")
     row("time", report["seconds"], "s")
     console = Console()
     console.print(table)

@@ -130,9 +130,17 @@ def test_the_report_says_what_a_temperature_is_tuned_to(capsys: Capture) -> None
     words = ["infer", "chain", "policy-gradient", "--total-steps", "100", "--episodes", "2"]
     out, _ = run(capsys, *words, "--temperature", "auto")
     for name in ("divergence", "entropy"):
-        assert re.search(rf"tuned to a {name} per step of .* 0\.346574 .* nats", out)
+        assert re.search(rf"tuned to an? {name} per step of .* 0\.346574 .* nats", out)
     out, _ = run(capsys, *words)
     assert "tuned to" not in out
+
+
+def test_the_report_says_how_well_a_sampler_does(capsys: Capture) -> None:
+    words = ["infer", "pendulum", "sql", "--total-steps", "72", "--warmup-steps", "64"]
+    few = ["--batch-size", "16", "--particles", "4", "--hidden", "8", "--episodes", "2"]
+    out, _ = run(capsys, *words, *few, "--evaluation-episodes", "1")
+    for name in ("share of draws that count for V", "sampler's Stein discrepancy, squared"):
+        assert re.search(rf"{name}, last .* -?[0-9.e-]+ ", out)
 
 
 def test_an_error_that_nothing_foresaw_is_a_sentence_with_its_place(

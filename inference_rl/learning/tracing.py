@@ -206,7 +206,7 @@ def _is_sent(node: fx.Node, device: torch.device) -> bool:
     """Whether all that becomes of a constant is that it is sent to `device`."""
     aten = torch.ops.aten
     return bool(node.users) and all(
-        torch.device(user.kwargs["device"]).type == device.type
+        torch.device(str(user.kwargs["device"])).type == device.type
         if user.target is aten._to_copy.default and "device" in user.kwargs
         else user.target is aten.lift_fresh_copy.default and _is_sent(user, device)
         for user in node.users
