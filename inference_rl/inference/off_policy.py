@@ -14,9 +14,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
+from gymnasium.spaces import MultiDiscrete
 from torch import Tensor, nn
 
-from inference_rl.action_values import ActionValues
+from inference_rl.action_values import ActionValues, strides
 from inference_rl.decision import Decision
 from inference_rl.decision_value import DecisionValue
 from inference_rl.environment import EnvironmentModel
@@ -151,7 +152,9 @@ class Learner:
         """Of each part, what its latest update gave to log."""
         self.updates, self.steps, self.owed = 0, 0, 0.0
         self.seed = int(torch.randint(2**62, ()))
-        self._strides = _strides(model, settings.device)
+        self._strides: Tensor | None = None
+        if isinstance(model.action_space, MultiDiscrete):
+            self._strides = strides(model.action_space.nvec.tolist()).to(settings.device)
         self._threads = ThreadPoolExecutor(max(len(parts) - 1, 1))
         self._compile(self._wants_compiled())
 
@@ -376,16 +379,6 @@ def _follow(lag: Lag) -> None:
     with torch.no_grad():
         ahead = [parameter.detach() for parameter in lag.ahead.parameters()]
         torch._foreach_lerp_(list(lag.behind.parameters()), ahead, lag.rate)
-
-
-def _strides(model: EnvironmentModel, device: str) -> Tensor | None:
-    """Whose product with a MultiDiscrete action, summed, is its number among all."""
-    from gymnasium.spaces import MultiDiscrete
-
-    if not isinstance(model.action_space, MultiDiscrete):
-        return None
-    sizes = torch.as_tensor(model.action_space.nvec, device=device)
-    return torch.cat([sizes.flip(0).cumprod(0).flip(0)[1:], sizes.new_ones(1)])
 
 
 def messages(tensors: dict[str, Tensor], policy: Policy, members: int) -> dict[str, Any]:
