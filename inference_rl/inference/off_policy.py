@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from inference_rl.environment import EnvironmentModel
 from inference_rl.inference import InferenceResult, learned
 from inference_rl.learning.collection import Collector, Segment
 from inference_rl.learning.replay import PathReplay
-from inference_rl.learning.tracing import Graph, Tensors, missing_to_compile
+from inference_rl.learning.tracing import CompileError, Graph, Tensors, missing_to_compile
 from inference_rl.policies import Policy
 from inference_rl.priors import ActionPrior
 from inference_rl.randomness import derived, torch_seeded
@@ -181,6 +182,28 @@ class Learner:
             for name, part in self.parts.items()
         }
 
+    def _record(self) -> None:
+        """Record every part before any takes a step: a run is compiled from its first or not at
+        all."""
+        if all(graph.traced is not None for graph in self._graphs.values()):
+            return
+        batch = self._batch(derived(self.seed, f"update {self.updates + 1}"))
+        given = (*batch, batch.reward.new_tensor(self.tempering.temperature))
+        try:
+            for graph in self._graphs.values():
+                graph.record(*given)
+        except CompileError as error:
+            if self.settings.compile == "on" or self.updates > 0:
+                raise
+            reason = str(error.__cause__).strip().partition("\n")[0]
+            warnings.warn(
+                f"updates cannot be compiled ({type(error.__cause__).__name__}: {reason}), and are "
+                "not in this run, which takes longer; mend the compiler, or set compile to 'off'",
+                stacklevel=2,
+            )
+            self._compile(False)
+            self._record()
+
     def collect(self, collector: Collector) -> Segment:
         warming_up = self.steps < self.settings.warmup_steps
         acts: Any = ByPrior(self.prior) if warming_up else self.policy
@@ -198,6 +221,8 @@ class Learner:
             self.owed += data.steps * self.settings.updates_per_step
             due = int(self.owed)
             self.owed -= due
+            if due:
+                self._record()
             for _ in range(due):
                 self._update()
         self._show()
