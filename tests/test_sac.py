@@ -34,6 +34,7 @@ from inference_rl.inference import learned, off_policy, sac, sql
 from inference_rl.learning import memory
 from inference_rl.learning.collection import Collector
 from inference_rl.simulate import environments
+from inference_rl.temperature import TemperatureState, Tuned
 from inference_rl.truncated_normal import TruncatedNormal
 
 A, B = np.array([[0.9, 0.2], [0.0, 0.8]]), np.array([[0.1], [0.6]])
@@ -178,6 +179,19 @@ def test_the_temperature_rises_while_the_policy_is_too_far_from_its_prior() -> N
         moved[target] = found.temperature
         assert found.metrics[-1]["target_divergence"] == target
     assert moved[0.001] > 0.02 > moved[0.6]
+
+
+def test_a_temperature_loss_of_the_wrong_sign_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the test above, in which a temperature then falls that should rise."""
+    right = Tuned.update
+
+    def wrong(self: Tuned, state: TemperatureState, divergence: float) -> TemperatureState:
+        assert self.target_divergence is not None
+        return right(self, state, 2 * self.target_divergence - divergence)
+
+    monkeypatch.setattr(Tuned, "update", wrong)
+    with pytest.raises(AssertionError, match=r"0\.02"):
+        test_the_temperature_rises_while_the_policy_is_too_far_from_its_prior()
 
 
 def test_the_temperature_stays_within_its_bounds() -> None:
