@@ -31,7 +31,9 @@ from inference_rl.priors import ActionPrior
 from inference_rl.randomness import derived, torch_seeded
 
 WORTH_COMPILING = 40_000
-"""Updates from which compiling, which takes up to a minute, saves more than that."""
+"""Updates from which compiling, which takes up to a minute, saves more than that: of the smallest
+tables as of networks, for what small updates save is not arithmetic but the launching of many
+operations, and that is most of their time."""
 
 
 class Batch(NamedTuple):

@@ -197,8 +197,7 @@ class _Program(nn.Module):
 
 def _place(error: Exception) -> str:
     """The last line outside torch, Pyro and this library that led to an error, if there is one."""
-    ours = [str(Path(it.__file__).parent) for it in (torch, pyro)]
-    ours.append(str(Path(__file__).parent.parent))
+    ours = [*torch.__path__, *pyro.__path__, str(Path(__file__).parent.parent)]
     frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
         if not frame.filename.startswith((*ours, "<")):
