@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -120,6 +121,14 @@ class ActionValues(nn.Module):
             if i < last:
                 values = self.activation(values)
         return values.reshape(self.members, *batch, values.shape[-1])
+
+
+def strides(sizes: Sequence[int]) -> Tensor:
+    """Whose product with a MultiDiscrete action, summed, is its number among all of them, (d,).
+
+    :param sizes: how many there are of each dimension, of which the last is the fastest.
+    """
+    return torch.tensor([*sizes[1:], 1]).flip(0).cumprod(0).flip(0)
 
 
 def steps_in(architecture: Architecture, state: Tensor, t: int | Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
-from inference_rl.action_values import ActionValues, steps_in
+from inference_rl.action_values import ActionValues, steps_in, strides
 from inference_rl.networks import Architecture
 from inference_rl.policies import Policy
 from inference_rl.temperature import LEAST_TEMPERATURE
@@ -136,8 +136,7 @@ class _Combination(Transform):
     def __init__(self, sizes: list[int]) -> None:
         super().__init__()
         self.sizes = sizes
-        tail = torch.tensor([*sizes[1:], 1])
-        self._strides = tail.flip(0).cumprod(0).flip(0)
+        self._strides = strides(sizes)
 
     def _call(self, x: Tensor) -> Tensor:
         return x.unsqueeze(-1) // self._strides % torch.tensor(self.sizes)

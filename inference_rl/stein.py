@@ -1,5 +1,6 @@
 """Stein variational gradients: where particles have to move to be draws from a density, how far
-they are from that, and densities to weigh draws by. Pure functions of tensors.
+they are from that, densities to weigh draws by, and how many of these count. Pure functions of
+tensors.
 
 Particles are (K, N, d): K of them for each of N densities over R^d. Actions in [-1, 1]^d are
 a = tanh(u) of particles u, which have the density p(tanh u) · Π (1 − tanh² u) where actions have
@@ -71,10 +72,12 @@ def discrepancy(particles: Tensor, score: Tensor) -> Tensor:
     return (terms * others).sum((0, 1)) / (count * (count - 1))
 
 
-def effective_share(log_weights: Tensor) -> Tensor:
-    """(Σ w)² / (K Σ w²), (N,): how many of K weighted draws count, as a share of them."""
-    both = 2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)
-    return both.exp() / len(log_weights)
+def effective_size(log_weights: Tensor) -> Tensor:
+    """(Σ w)² / Σ w², in [1, K]: how many equal weights the K in each column are as good as.
+
+    :param log_weights: (K, ...), nats, up to a constant; not all of a column -inf.
+    """
+    return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
 
 
 def log_uniform(actions: Tensor) -> Tensor:

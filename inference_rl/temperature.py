@@ -217,27 +217,6 @@ class Tuned:
         return TemperatureState(inside, first, second, updates)
 
 
-Temperature = Fixed | Annealed | Tuned
-
-
-def parse_temperature(given: str | float | Temperature) -> Temperature:
-    """Settings from what a user writes: "auto", a number, or settings as they are.
-
-    :raises ValueError: neither.
-    """
-    if isinstance(given, Fixed | Annealed | Tuned):
-        return given
-    if isinstance(given, str) and given.strip().lower() == "auto":
-        return Tuned()
-    try:
-        return Fixed(float(given))
-    except (TypeError, ValueError):
-        raise ValueError(
-            "temperature: expected a finite number >= 0 in reward units, 'auto', or one of Fixed, "
-            f"Annealed and Tuned, got {given!r}"
-        ) from None
-
-
 def max_entropy(action_space: Space[Any]) -> float:
     """Entropy of the uniform prior, nats: log|A|, or d · log 2 on [-1, 1]^d.
 

@@ -1,4 +1,18 @@
-"""What learned routines compute by hand is what the trajectory program says: value and gradient."""
+"""What learned routines compute by hand is what the trajectory program says: value and gradient.
+
+Broken twins of what learns Q, that the checks of the right one tell apart, and where:
+
+- entropy sign, missing prior: `test_broken_losses_are_told_apart` (SAC), the missing prior also
+  `test_another_residual_of_q_is_told_apart` (SQL); both of soft DDPG and soft TD3 in
+  test_soft_ddpg.py, `test_q_is_fitted_to_the_bound_of_the_program`.
+- bootstrapping through terminated, gradient of the target: the first two of these (SAC, SQL), and
+  `test_an_update_that_is_wrong_is_told_apart` in test_soft_ddpg.py.
+- cutting at truncated: the first (SAC), and that of test_soft_ddpg.py.
+- scores of u that move actions: test_stein.py,
+  `test_without_preference_actions_are_uniform_and_the_twin_s_are_not`.
+- sign of the temperature's loss: test_temperature.py, `test_the_wrong_sign_is_caught`, and of a
+  whole run test_sac.py, `test_a_temperature_loss_of_the_wrong_sign_is_caught`.
+"""
 
 from __future__ import annotations
 
@@ -515,6 +529,10 @@ def test_a_soft_reward_of_the_wrong_sign_is_told_apart() -> None:
     assert (by_program - by_update).abs() > 1e-3
 
 
+BATCH = 5
+"""The seed of a batch."""
+
+
 def off_policy(case: str) -> tuple[Learner, tuple[Tensor, ...]]:
     """A learner of `SAC` that has begun, and what its graphs are given."""
     make_model, make_prior = CASES[case]
@@ -533,7 +551,9 @@ def off_policy(case: str) -> tuple[Learner, tuple[Tensor, ...]]:
     for module in (learner.policy, learner.q, learner.lags["q"].behind):
         stirred(module)
     learner.update(learner.collect(Collector(environments(model, SLOTS), 3)))
-    batch = learner._batch(5)
+    short = Collector(environments(model, SLOTS, STEPS - 2), 4)  # whose episodes are cut
+    learner.replay.add(short.collect(learner.policy, STEPS))
+    batch = learner._batch(BATCH)
     assert 0 < batch.goes_on.sum() < SLOTS
     return learner, (*batch, torch.tensor(TEMPERATURE))
 
@@ -606,6 +626,8 @@ def soft_losses(case: str, twin: str = "") -> tuple[Losses, Losses]:
     if not moving:
         value = value.detach()
     goes_on = torch.ones(SLOTS) if twin == "through terminated" else batch.goes_on
+    if twin == "cut at truncated":
+        goes_on = goes_on * ~learner.replay.sample(SLOTS, 1, BATCH).truncated[0]
     target = batch.reward + learner.model.discount * goes_on * value
     residual = q(batch.state, batch.action, batch.step) - target
     loss = {"q": 0.5 * residual.square().sum() / SLOTS}
@@ -637,6 +659,7 @@ def test_the_losses_of_soft_actor_critic_are_the_programs(case: str) -> None:
         ("entropy sign", ["q", "policy"]),
         ("missing prior", ["q", "policy"]),
         ("through terminated", ["q"]),
+        ("cut at truncated", ["q"]),
         ("gradient of the target", ["q"]),
     ],
 )

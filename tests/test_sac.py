@@ -34,6 +34,7 @@ from inference_rl.inference import learned, off_policy, sac, sql
 from inference_rl.learning import memory
 from inference_rl.learning.collection import Collector
 from inference_rl.simulate import environments
+from inference_rl.temperature import TemperatureState, Tuned
 from inference_rl.truncated_normal import TruncatedNormal
 
 A, B = np.array([[0.9, 0.2], [0.0, 0.8]]), np.array([[0.1], [0.6]])
@@ -180,6 +181,19 @@ def test_the_temperature_rises_while_the_policy_is_too_far_from_its_prior() -> N
     assert moved[0.001] > 0.02 > moved[0.6]
 
 
+def test_a_temperature_loss_of_the_wrong_sign_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the test above, in which a temperature then falls that should rise."""
+    right = Tuned.update
+
+    def wrong(self: Tuned, state: TemperatureState, divergence: float) -> TemperatureState:
+        assert self.target_divergence is not None
+        return right(self, state, 2 * self.target_divergence - divergence)
+
+    monkeypatch.setattr(Tuned, "update", wrong)
+    with pytest.raises(AssertionError, match=r"0\.02"):
+        test_the_temperature_rises_while_the_policy_is_too_far_from_its_prior()
+
+
 def test_the_temperature_stays_within_its_bounds() -> None:
     model = load_target("chain")
     bounds = {"least_temperature": 0.9, "greatest_temperature": 1.1}
@@ -264,6 +278,95 @@ def test_updates_are_not_compiled_where_there_is_nothing_to_compile_with(
     assert not sac._learner(SAC(**long), model, model.action_prior).compiled
     with pytest.raises(ValueError, match=f"^compile: expected, for updates .* code, {said}"):
         sac._learner(SAC(**SMALL, compile="on"), model, model.action_prior)
+
+
+class Compiler:
+    """Makes nothing of what it is given, or breaks at the `breaks_at`th."""
+
+    def __init__(self, breaks_at: int | None = None) -> None:
+        self.breaks_at, self.calls = breaks_at, 0
+
+    def __call__(self, record: Any, given: Any) -> Any:
+        self.calls += 1
+        if self.calls == self.breaks_at:
+            raise OSError("cannot write\nto the cache")
+        return record
+
+
+def learner_that_compiles(monkeypatch: pytest.MonkeyPatch, compiler: Compiler, how: str) -> Any:
+    """One whose first updates are due in the round that comes next."""
+    monkeypatch.setattr(torch._inductor, "compile", compiler)
+    monkeypatch.setattr(off_policy, "missing_to_compile", lambda: "")
+    monkeypatch.setattr(off_policy, "WORTH_COMPILING", 1)
+    model = load_target("chain")
+    torch.manual_seed(0)
+    settings = SAC(**SMALL | {"warmup_steps": 32}, side_by_side=False, compile=how)
+    learner = sac._learner(settings, model, model.action_prior)
+    collector = Collector(environments(model, 2), 0)
+    while learner.steps < 24:
+        learner.update(learner.collect(collector))
+    assert learner.updates == 0
+    return learner, learner.collect(collector)
+
+
+@pytest.mark.parametrize("breaks_at", [1, 2])
+def test_a_compiler_that_breaks_leaves_a_run_uncompiled_from_its_beginning(
+    breaks_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it breaks at the policy, when Q would have taken its compiled step already."""
+    compiler = Compiler(breaks_at)
+    learner, data = learner_that_compiles(monkeypatch, compiler, "auto")
+    assert learner.compiled
+    said = r"updates cannot be compiled \(OSError: cannot write\), and are not in this run"
+    with pytest.warns(UserWarning, match=said) as warned:
+        learner.update(data)
+    assert len(warned) == 1
+    assert not learner.compiled
+    assert compiler.calls == breaks_at
+    assert learner.updates == 8
+    again, _ = learner_that_compiles(monkeypatch, Compiler(1), "auto")
+    again.load_state_dict(learner.state_dict())
+    again.update(data)
+    assert not again.compiled
+
+
+def test_a_compiler_that_breaks_ends_a_run_that_asks_for_it_or_was_begun_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = r"^compile: expected torch to make machine code .* got OSError \(cannot write\); mend"
+    learner, data = learner_that_compiles(monkeypatch, Compiler(1), "on")
+    with pytest.raises(ValueError, match=said):
+        learner.update(data)
+    assert learner.updates == 0
+    learner, data = learner_that_compiles(monkeypatch, Compiler(), "auto")
+    learner.update(data)
+    assert learner.compiled
+    again, _ = learner_that_compiles(monkeypatch, Compiler(1), "auto")
+    again.load_state_dict(learner.state_dict())
+    with pytest.raises(ValueError, match=said):
+        again.update(data)
+
+
+def test_a_prior_of_tensors_on_another_device_is_said_in_one_sentence() -> None:
+    """By the words of torch on a GPU, which need none: it is asked by updates alone so often."""
+    asked = 0
+
+    def prior(state: Tensor) -> Any:
+        nonlocal asked
+        asked += 1
+        if len(state) == SMALL["batch_size"]:
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, "
+                "cuda:0 and cpu!"
+            )
+        return dist.Categorical(probs=torch.full((*state.shape, 2), 0.5))
+
+    said = (
+        r"^device: expected all that .* to compute on cpu, .* in line \d+ of .*test_sac.py, prior;"
+    )
+    with pytest.raises(ValueError, match=said):
+        infer(load_target("chain"), SAC(**SMALL), prior=prior)
+    assert asked > 0
 
 
 def test_more_than_was_collected_cannot_be_drawn() -> None:

@@ -575,11 +575,19 @@ def test_settings_of_soft_td3_out_of_range(settings: dict[str, Any], said: str) 
         SoftTD3(**settings)
 
 
-@pytest.mark.parametrize("space", [Discrete(2), Box(-np.inf, np.inf, (2,)), Box(0.0, np.inf, (2,))])
+@pytest.mark.parametrize(
+    ("space", "what_to_do"),
+    [
+        (Discrete(2), "use sac or sql for discrete actions"),
+        (Box(-np.inf, np.inf, (2,)), "give it bounds, or use policy-gradient, which needs none"),
+        (Box(0.0, np.inf, (2,)), "give it bounds, or use policy-gradient, which needs none"),
+    ],
+)
 @pytest.mark.parametrize("routine", BOTH)
-def test_actions_without_bounds(routine: Any, space: Any, tmp_path: Path) -> None:
+def test_actions_without_bounds(routine: Any, space: Any, what_to_do: str, tmp_path: Path) -> None:
     model = Plane()
     model.action_space = space
-    with pytest.raises(TypeError, match="action_space: expected a box with bounds for a guide"):
+    said = rf"action_space: expected a box with bounds for a guide .*, got {type(space).__name__}"
+    with pytest.raises(TypeError, match=f"{said}.*; {what_to_do}$"):
         infer(model, routine(**BRIEF), directory=tmp_path / "run")
     assert not (tmp_path / "run").exists()

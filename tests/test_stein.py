@@ -47,6 +47,15 @@ def median_width(first: Tensor, second: Tensor) -> float:
 
 
 @pytest.mark.usefixtures("double")
+def test_sizes_count_equal_weights_column_by_column() -> None:
+    """k weights that are the same, and some that are zero, are k; others by the definition."""
+    weights = torch.tensor([[3.0, 0.0, 1.0], [3.0, 0.0, 2.0], [0.0, 5.0, 4.0], [3.0, 0.0, 0.5]])
+    expected = weights.sum(0) ** 2 / weights.square().sum(0)
+    assert expected[:2].tolist() == [3.0, 1.0]
+    torch.testing.assert_close(stein.effective_size(weights.log() - 700.0), expected)
+
+
+@pytest.mark.usefixtures("double")
 def test_directions_are_those_of_the_definition() -> None:
     torch.manual_seed(0)
     fixed, moved = torch.randn(K, N, D), torch.randn(M, N, D)

@@ -24,7 +24,6 @@ from inference_rl.temperature import (
     divergence_of_entropy,
     feasible_target,
     max_entropy,
-    parse_temperature,
 )
 
 REWARD = np.array([1.0, 0.3, -0.5, 0.9, -2.0])
@@ -144,17 +143,6 @@ def test_fixed_and_annealed() -> None:
     there = [annealed.temperature(TemperatureState(), t) for t in (0, 50, 100, 101, 10**9)]
     assert there == pytest.approx([1.0, 0.1, 0.01, 0.01, 0.01], rel=1e-14)
     assert there[-1] == 0.01
-
-
-def test_parsing() -> None:
-    assert parse_temperature("auto") == Tuned()
-    assert parse_temperature("0.25") == parse_temperature(0.25) == Fixed(0.25)
-    assert parse_temperature(0) == Fixed(0.0)
-    for settings in (Fixed(2.0), Annealed(), Tuned(target_entropy=-1.0)):
-        assert parse_temperature(settings) is settings
-    for wrong in ("warm", -1.0, "nan", None):
-        with pytest.raises(ValueError, match="temperature: expected a finite number >= 0"):
-            parse_temperature(wrong)  # type: ignore[arg-type]
 
 
 def test_default_targets() -> None:

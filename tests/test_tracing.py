@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyro
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from inference_rl.learning import tracing
-from inference_rl.learning.tracing import Graph
+from inference_rl.learning.tracing import CompileError, DeviceError, Graph
 from inference_rl.randomness import torch_seeded
 
 
@@ -239,3 +240,50 @@ def test_what_runs_as_it_is_elsewhere_draws_by_a_seed_from_the_cpu(
         assert found.device.type == "meta"
     assert seeds[0] == seeds[1] != seeds[2]
     assert {device for _, device in seeds} == {"meta"}
+
+
+def test_tensors_of_a_program_that_lie_elsewhere_are_said_with_their_place() -> None:
+    here = torch.ones(4, 3)
+
+    def program(state: Tensor) -> tuple[Tensor, ...]:
+        return (state + here,)
+
+    said = (
+        r"^device: expected all that the program calls, such as the prior, to compute on meta, "
+        r"where the states are, got tensors from elsewhere \(.*meta!\) in line \d+ of "
+        r".*test_tracing\.py, program; make them there, with device=state\.device, or bring them, "
+    )
+    with pytest.raises(DeviceError, match=said):
+        Graph(program, [], compiled=False)._as_it_is((STATE.to("meta"),))
+    assert torch.equal(Graph(program, [], compiled=False)(STATE)[0], STATE + here)
+
+
+def test_what_fails_for_another_reason_is_not_said_to_lie_elsewhere() -> None:
+    def program(state: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError("no such row")
+
+    recorded = Graph(program, [], compiled=False)
+    with (
+        pytest.warns(UserWarning, match=r"cannot be recorded .*\(RuntimeError: no such row\)"),
+        pytest.raises(RuntimeError, match="no such row"),
+    ):
+        recorded(STATE)
+
+
+def broken(*given: object) -> Any:
+    raise OSError("c++: out of memory\nand more")
+
+
+@pytest.mark.parametrize("when", ["made", "run"])
+def test_a_record_that_cannot_be_compiled_says_so(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = broken if when == "made" else lambda record, given: broken
+    monkeypatch.setattr(torch._inductor, "compile", compiler)
+    said = (
+        r"^compile: expected torch to make machine code of the updates, got OSError \(c\+\+: out "
+        r"of memory\); mend its compiler, or set compile to 'off'"
+    )
+    recorded = graph(Loss(), compiled=True)
+    with pytest.raises(CompileError, match=said):
+        recorded(STATE, WEIGHT)

@@ -17,7 +17,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 
+from inference_rl import stein
 from inference_rl.diagnostics.page import Array
 
 FEWEST = 5
@@ -92,8 +94,6 @@ def effective_sample_size(log_weights: Array) -> float:
 
     :param log_weights: (n,), nats, up to a constant.
     """
-    peak = log_weights.max()
-    if not np.isfinite(peak):
+    if not np.isfinite(log_weights.max()):
         return 0.0
-    weights = np.exp(log_weights - peak)
-    return float(weights.sum() ** 2 / (weights**2).sum())
+    return float(stein.effective_size(torch.tensor(log_weights, dtype=torch.float64)))

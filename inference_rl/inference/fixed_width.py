@@ -109,7 +109,11 @@ def check_actions(model: EnvironmentModel) -> None:
     if not (isinstance(space, Box) and space.is_bounded()):
         raise TypeError(
             f"action_space: expected a box with bounds for a guide of fixed width, got {space}; "
-            "give it bounds, or use sac or policy-gradient for discrete actions"
+            + (
+                "give it bounds, or use policy-gradient, which needs none"
+                if isinstance(space, Box)
+                else "use sac or sql for discrete actions"
+            )
         )
 
 

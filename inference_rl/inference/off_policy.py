@@ -9,27 +9,31 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
+from gymnasium.spaces import MultiDiscrete
 from torch import Tensor, nn
 
-from inference_rl.action_values import ActionValues
+from inference_rl.action_values import ActionValues, strides
 from inference_rl.decision import Decision
 from inference_rl.decision_value import DecisionValue
 from inference_rl.environment import EnvironmentModel
 from inference_rl.inference import InferenceResult, learned
 from inference_rl.learning.collection import Collector, Segment
 from inference_rl.learning.replay import PathReplay
-from inference_rl.learning.tracing import Graph, Tensors, missing_to_compile
+from inference_rl.learning.tracing import CompileError, Graph, Tensors, missing_to_compile
 from inference_rl.policies import Policy
 from inference_rl.priors import ActionPrior
 from inference_rl.randomness import derived, torch_seeded
 
 WORTH_COMPILING = 40_000
-"""Updates from which compiling, which takes up to a minute, saves more than that."""
+"""Updates from which compiling, which takes up to a minute, saves more than that: of the smallest
+tables as of networks, for what small updates save is not arithmetic but the launching of many
+operations, and that is most of their time."""
 
 
 class Batch(NamedTuple):
@@ -151,7 +155,9 @@ class Learner:
         """Of each part, what its latest update gave to log."""
         self.updates, self.steps, self.owed = 0, 0, 0.0
         self.seed = int(torch.randint(2**62, ()))
-        self._strides = _strides(model, settings.device)
+        self._strides: Tensor | None = None
+        if isinstance(model.action_space, MultiDiscrete):
+            self._strides = strides(model.action_space.nvec.tolist()).to(settings.device)
         self._threads = ThreadPoolExecutor(max(len(parts) - 1, 1))
         self._compile(self._wants_compiled())
 
@@ -178,6 +184,28 @@ class Learner:
             for name, part in self.parts.items()
         }
 
+    def _record(self) -> None:
+        """Record every part before any takes a step: a run is compiled from its first or not at
+        all."""
+        if all(graph.traced is not None for graph in self._graphs.values()):
+            return
+        batch = self._batch(derived(self.seed, f"update {self.updates + 1}"))
+        given = (*batch, batch.reward.new_tensor(self.tempering.temperature))
+        try:
+            for graph in self._graphs.values():
+                graph.record(*given)
+        except CompileError as error:
+            if self.settings.compile == "on" or self.updates > 0:
+                raise
+            reason = str(error.__cause__).strip().partition("\n")[0]
+            warnings.warn(
+                f"updates cannot be compiled ({type(error.__cause__).__name__}: {reason}), and are "
+                "not in this run, which takes longer; mend the compiler, or set compile to 'off'",
+                stacklevel=2,
+            )
+            self._compile(False)
+            self._record()
+
     def collect(self, collector: Collector) -> Segment:
         warming_up = self.steps < self.settings.warmup_steps
         acts: Any = ByPrior(self.prior) if warming_up else self.policy
@@ -195,6 +223,8 @@ class Learner:
             self.owed += data.steps * self.settings.updates_per_step
             due = int(self.owed)
             self.owed -= due
+            if due:
+                self._record()
             for _ in range(due):
                 self._update()
         self._show()
@@ -378,16 +408,6 @@ def _follow(lag: Lag) -> None:
     with torch.no_grad():
         ahead = [parameter.detach() for parameter in lag.ahead.parameters()]
         torch._foreach_lerp_(list(lag.behind.parameters()), ahead, lag.rate)
-
-
-def _strides(model: EnvironmentModel, device: str) -> Tensor | None:
-    """Whose product with a MultiDiscrete action, summed, is its number among all."""
-    from gymnasium.spaces import MultiDiscrete
-
-    if not isinstance(model.action_space, MultiDiscrete):
-        return None
-    sizes = torch.as_tensor(model.action_space.nvec, device=device)
-    return torch.cat([sizes.flip(0).cumprod(0).flip(0)[1:], sizes.new_ones(1)])
 
 
 def messages(tensors: dict[str, Tensor], policy: Policy, members: int) -> dict[str, Any]:

@@ -136,12 +136,12 @@ def learner(
             actions, log_density = proposals(policy, state, step, settings)
             weighed = decisions(q, state, step, temperature)(actions)
             entropy, divergence = posterior(weighed, log_density)
-            share = stein.effective_share(weighed.log_joint - log_density)
+            size = stein.effective_size(weighed.log_joint - log_density)
             discrepancy = stein.discrepancy(still[:, few], slopes[:, few])
         return loss, {
             "entropy": entropy.mean(),
             "divergence": divergence.mean(),
-            "effective_share": share.mean(),
+            "effective_share": size.mean() / len(log_density),
             "stein_discrepancy": discrepancy.mean(),
         }
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sysconfig
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from inference_rl.randomness import torch_seeded
 
 Tensors = tuple[Tensor, ...]
+
+PLACES = "on the same device", "not on the expected device"
+"""What torch says of tensors of several devices."""
+
+
+class DeviceError(ValueError):
+    """A program computes with tensors that lie elsewhere than its inputs."""
+
+
+class CompileError(ValueError):
+    """What was recorded cannot be made machine code, or that does not run."""
 
 
 class Graph:
@@ -62,12 +74,20 @@ class Graph:
     def prepared(self, *inputs: Tensor) -> Callable[[], Tensors]:
         """What gives the results when it is called: where the function was recorded, without
         another look at torch's generator."""
-        if self.traced is None:
-            self._trace(inputs)
+        self.record(*inputs)
         if self._rest is None or self._noise is None:
             return lambda: self._as_it_is(inputs)
         rest, given = self._rest, (*self._tensors, *inputs, *self._noise())
         return lambda: rest(*given)
+
+    def record(self, *inputs: Tensor) -> None:
+        """Record, and compile, what was not yet; noise is left for those who draw it.
+
+        :raises DeviceError: tensors of the program lie elsewhere than its inputs.
+        :raises CompileError: the record was to be compiled, and cannot be.
+        """
+        if self.traced is None:
+            self._trace(inputs)
 
     def _as_it_is(self, inputs: Tensors) -> Tensors:
         device = inputs[0].device
@@ -113,10 +133,12 @@ class Graph:
                 with torch_seeded(1):
                     noise()  # which on a GPU may fail for what the program holds there
             reason = "" if _same(expected, found) else "it gives other numbers than the program"
+        except DeviceError:  # as it is it would fail as well
+            raise
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        self.traced = not reason
         if reason:
+            self.traced = False
             warnings.warn(
                 f"the program cannot be recorded as tensor operations ({reason}), and is run as it "
                 "is, about half as fast; what it calls, such as the prior, should compute with "
@@ -128,11 +150,8 @@ class Graph:
             given = (*inputs, *noise())
         run: Callable[..., Tensors] = rest
         if self.compiled:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of torch about itself
-                # Not torch.compile, whose guards ask at every call whether anything has changed.
-                run = torch._inductor.compile(rest, [*self._tensors, *given])
-        self._noise, self._rest = noise, run
+            run = _in_machine_code(rest, (*self._tensors, *given))
+        self.traced, self._noise, self._rest = True, noise, run
         if device.type == "cuda":
             self._capture(run, given)
 
@@ -162,7 +181,50 @@ class _Program(nn.Module):
         self._function = (function,)
 
     def forward(self, *inputs: Tensor) -> Tensors:
-        return self._function[0](*inputs)
+        try:
+            return self._function[0](*inputs)
+        except RuntimeError as error:
+            said = str(error).strip().partition("\n")[0]
+            if not any(words in said for words in PLACES):
+                raise
+            device = inputs[0].device
+            raise DeviceError(
+                f"device: expected all that the program calls, such as the prior, to compute on "
+                f"{device}, where the states are, got tensors from elsewhere ({said})"
+                f"{_place(error)}; make them there, with device=state.device, or bring them, with "
+                ".to(state.device)"
+            ) from error
+
+
+def _place(error: Exception) -> str:
+    """The last line outside torch, Pyro and this library that led to an error, if there is one."""
+    ours = [*torch.__path__, *pyro.__path__, str(Path(__file__).parent.parent)]
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        if not frame.filename.startswith((*ours, "<")):
+            return f" in line {frame.lineno} of {frame.filename}, {frame.name}"
+    return ""
+
+
+def _in_machine_code(record: fx.GraphModule, given: Tensors) -> Callable[..., Tensors]:
+    """A record that was compiled, and that has run.
+
+    :raises CompileError: either failed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about itself
+            # Not torch.compile, whose guards ask at every call whether anything has changed.
+            run: Callable[..., Tensors] = torch._inductor.compile(record, list(given))
+            run(*given)  # some of it is made and loaded no earlier
+    except Exception as error:  # compilers may raise anything
+        said = str(error).strip().partition("\n")[0]
+        raise CompileError(
+            "compile: expected torch to make machine code of the updates, got "
+            f"{type(error).__name__} ({said}); mend its compiler, or set compile to 'off', which a "
+            "run that was begun with compiled updates cannot change, because they round differently"
+        ) from error
+    return run
 
 
 def _without_noise(recorded: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
