@@ -129,7 +129,7 @@ def shown_estimate(estimate: Estimate) -> str:
 
 def figures(value: float) -> str:
     """A number to four figures, or to all of a whole one, as a count of steps is."""
-    return f"{value:,.0f}" if 1e4 - 0.5 <= abs(value) < 1e9 else f"{value:.4g}"
+    return f"{value:.0f}" if 1e4 - 0.5 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def table_lines(table: Table, width: int) -> list[Text]:
@@ -170,7 +170,7 @@ def cell(value: Cell, with_interval: bool = True) -> str:
     half = (value.high - value.low) / 2
     if half <= ROUNDING * abs(value.value):
         return f"{shown} ± 0"
-    return f"{shown} ± {half:,.0f}" if 100 <= half < 1e9 else f"{shown} ± {half:.2g}"
+    return f"{shown} ± {half:.0f}" if 100 <= half < 1e9 else f"{shown} ± {half:.2g}"
 
 
 def _wrapped(text: str, width: int, *, style: str = "", hanging: int = 0) -> list[Text]:
