@@ -32,6 +32,10 @@ KEYS = {
 }
 """What else the protocol wants to know of keys without a letter."""
 
+SCROLLED = """[...document.querySelectorAll('.formula, .wide')]
+  .filter(box => box.scrollWidth > box.clientWidth).map(box => box.tabIndex)"""
+"""Of what is wider than its box, whether keys reach it: 0 if so."""
+
 
 class Page:
     """A tab, and all that it said and asked for since it was opened.
@@ -123,6 +127,20 @@ class Page:
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{script}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
+
+    def beyond(self) -> list[str]:
+        """What of a page of ours stands out on the right, but for what scrolls by itself; the page
+        itself, if it scrolls.
+        """
+        found: list[str] = self.run(
+            """[
+              ...[document.documentElement].filter(page => page.scrollWidth > page.clientWidth),
+              ...[...document.querySelectorAll('main *, header *, nav *, footer *')].filter(part =>
+                part.checkVisibility() && !part.closest('.formula, .wide, .heard') &&
+                part.getBoundingClientRect().right > document.documentElement.clientWidth + 1),
+            ].map(part => part.outerHTML.slice(0, 200))"""
+        )
+        return found
 
     def press(self, key: str) -> None:
         """A key, down and up."""

@@ -29,6 +29,7 @@ from inference_rl.diagnostics.comparison import (
     sampled,
     tables,
     tabular,
+    terminal,
 )
 from inference_rl.diagnostics.comparison.compare import _is_small
 from inference_rl.diagnostics.comparison.findings import Claim, Effect, Estimate
@@ -505,6 +506,22 @@ def test_the_page_is_one_small_file_with_every_claim() -> None:
         assert f'data-verdict="{claim.verdict}"' in page
     assert page.count('class="effect"') == sum(
         len(claim.effects) for claim in compared("CliffWalking-v1").claims
+    )
+
+
+def test_numbers_are_written_for_people() -> None:
+    """Counts of steps are whole; what is tiny is, on the page, a power of ten as in its charts."""
+    assert [terminal.figures(x) for x in (-12437.3, 9999.7, 1234.56, -8632.4, 2.163e-12)] == [
+        "-12437",
+        "10000",
+        "1235",
+        "-8632",
+        "2.163e-12",
+    ]
+    effect = Effect("steps", Estimate(-12437.3, -16250.0, 2.5e-7, 20), "steps")
+    claim = dataclasses.replace(compared("lottery").claims[0], effects=(effect,))
+    assert "−12437 [−16250, 2.5 × 10⁻⁷]" in render(
+        dataclasses.replace(compared("lottery"), claims=(claim,))
     )
 
 

@@ -12,6 +12,7 @@
    units of the prior's width, and whitened by the Fisher information at the mode.
 6. What the episodes cannot tell is said (`identification`): only θ/α has a say in π, and a reward
    that is the same everywhere has none, if there is no end to come to.
+7. So is it (`mixing`) where chains do not agree, as on mirror images, or are too short or too few.
 
 Departures. From Ziebart et al. (2008), "Non-Deterministic Path Distributions" and "Learning from
 Demonstrated Behavior": a posterior in place of its mode, and the causal entropy of Ziebart et al.
@@ -40,7 +41,6 @@ from pyro.infer import MCMC, NUTS
 from scipy.optimize import minimize
 from torch import Tensor
 
-from inference_rl.diagnostics.arviz_versions import arviz
 from inference_rl.diagnostics.behaviour import (
     Episode,
     check_episodes,
@@ -48,6 +48,7 @@ from inference_rl.diagnostics.behaviour import (
     first_forbidden,
 )
 from inference_rl.diagnostics.identification import not_identified
+from inference_rl.diagnostics.mixing import ParameterSummary, not_mixed, summarised
 from inference_rl.diagnostics.page import Array
 from inference_rl.diagnostics.reward_density import NEAR, PRIOR_DRAWS, RewardDensity
 from inference_rl.diagnostics.reward_likelihood import Build, ParametricModel, RewardLikelihood
@@ -73,24 +74,6 @@ RESERVED = ("temperature", "action", "next_state", "state_0")
 
 
 @dataclasses.dataclass(frozen=True)
-class ParameterSummary:
-    """The posterior of one number.
-
-    :ivar low, high: the central 90%. :ivar rhat: R̂ by ranks; above 1.01 chains have not mixed.
-    :ivar ess_bulk, ess_tail: how many independent draws these are worth, for the mean and for the
-        ends of the interval. Vehtari et al. (2021), doi:10.1214/20-BA1221.
-    """
-
-    name: str
-    mean: float
-    low: float
-    high: float
-    rhat: float
-    ess_bulk: float
-    ess_tail: float
-
-
-@dataclasses.dataclass(frozen=True)
 class RewardPosterior:
     """What a demonstrator wants, as far as its episodes say.
 
@@ -99,15 +82,25 @@ class RewardPosterior:
         diverged), `log_likelihood` (`actions`, of each episode, nats), and draws of the `prior`.
     :ivar not_identified: sentences, one for each direction in which the posterior is no narrower
         than the prior.
+    :ivar not_mixed: sentences, if chains do not agree, or cannot be compared, or are too short for
+        the intervals: who they are about, with R-hat and effective draws, and what to do.
     """
 
     posterior: xarray.DataTree
     not_identified: tuple[str, ...]
+    not_mixed: tuple[str, ...]
 
     @property
     def identified(self) -> bool:
         """Whether the episodes say something of every combination of parameters."""
         return not self.not_identified
+
+    @property
+    def mixed(self) -> bool:
+        """Whether there are chains that agree, R-hat ≤ 1.01, on 100 effective draws or more, in
+        every parameter.
+        """
+        return not self.not_mixed
 
     @property
     def divergences(self) -> int:
@@ -118,39 +111,28 @@ class RewardPosterior:
 
     def summary(self) -> list[ParameterSummary]:
         """Of every number inferred, by ArviZ."""
-        found = []
-        for name, variable in self.posterior["posterior"].data_vars.items():
-            values = np.asarray(variable.values)
-            for index in np.ndindex(values.shape[2:]):
-                label = f"{name}[{', '.join(map(str, index))}]" if index else str(name)
-                found.append(_summary(label, values[(..., *index)]))
-        return found
+        return _summaries(self.posterior)
 
     def __str__(self) -> str:
         lines = [f"{'':16}{'mean':>9}{'90% interval':>20}{'R-hat':>8}{'ESS':>7}"]
         lines += [
             f"{row.name:16}{row.mean:9.3f}{row.low:10.3f}{row.high:10.3f}{row.rhat:8.3f}"
-            f"{min(row.ess_bulk, row.ess_tail):7.0f}"
+            f"{row.ess:7.0f}"
             for row in self.summary()
         ]
         if self.divergences:
             lines.append(f"{self.divergences} draws diverged: intervals may be too narrow")
-        return "\n".join([*lines, *self.not_identified])
+        return "\n".join([*lines, *self.not_identified, *self.not_mixed])
 
 
-def _summary(name: str, values: Array) -> ParameterSummary:
-    """Of draws (chain, draw)."""
-    az = arviz()
-    low, high = np.quantile(values, [0.05, 0.95])
-    return ParameterSummary(
-        name=name,
-        mean=float(values.mean()),
-        low=float(low),
-        high=float(high),
-        rhat=float(az.rhat(values)) if len(values) > 1 else math.nan,
-        ess_bulk=float(az.ess(values, method="bulk")),
-        ess_tail=float(az.ess(values, method="tail", prob=(0.05, 0.95))),
-    )
+def _summaries(tree: xarray.DataTree) -> list[ParameterSummary]:
+    found = []
+    for name, variable in tree["posterior"].data_vars.items():
+        values = np.asarray(variable.values)
+        for index in np.ndindex(values.shape[2:]):
+            label = f"{name}[{', '.join(map(str, index))}]" if index else str(name)
+            found.append(summarised(label, values[(..., *index)]))
+    return found
 
 
 def infer_reward(
@@ -178,7 +160,8 @@ def infer_reward(
     :raises TypeError: something that is no prior, or a model that is not finite.
     :raises ValueError: no episodes in which something is done, or such as the model does not allow
         for, whatever it pays; priors with mass on what makes the model invalid.
-    :warns UserWarning: a combination of parameters that the episodes do not tell of.
+    :warns UserWarning: a combination of parameters that the episodes do not tell of; chains that
+        do not agree, are too short, or are one alone.
     """
     for name, value, least in (("chains", chains, 1), ("draws", draws, 4), ("warmup", warmup, 20)):
         if value < least:
@@ -209,10 +192,11 @@ def infer_reward(
     tree.attrs.update({"seed": seed, "warmup": warmup})
     if known is not None:
         tree.attrs["temperature"] = known
-    silent = not_identified(density, z.mean((0, 1)))
-    if silent:
-        warnings.warn("; ".join(silent), stacklevel=2)
-    return RewardPosterior(tree, silent)
+    found = RewardPosterior(tree, not_identified(density, z), not_mixed(_summaries(tree), chains))
+    for sentences in (found.not_identified, found.not_mixed):
+        if sentences:
+            warnings.warn("; ".join(sentences), stacklevel=2)
+    return found
 
 
 def _sampled(

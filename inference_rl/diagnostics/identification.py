@@ -3,10 +3,12 @@
 Episodes say of a direction u in parameter space what the Fisher information F does: nothing if
 uᵀFu = 0, as no action is then more likely on one side than on the other. In units in which the
 prior has variance one the posterior has variance 1 / (1 + uᵀFu) along u, locally; u is reported
-where that is no less than `NARROWER`.
+where that is no less than `NARROWER`, on average over draws of every chain. At the mean of the
+draws F may be nothing like this: that of mirror images lies between them, where no draw is.
 
 This is local. That two remote points of parameter space explain behaviour equally well, as mirror
-images may, is seen by chains that do not meet (R-hat), not here.
+images may, is seen by chains that do not meet (`mixing`), not here; and nowhere if all chains
+started on the same side.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ NARROWER = 0.9
 """Of the prior's variance: a posterior that keeps more has learned next to nothing."""
 
 NOTHING = 1e-6
-"""uᵀFu below which it is nothing, up to differences in place of derivatives."""
+"""Of the prior's variance: what may seem lost by differences in place of derivatives."""
+
+EACH = 3
+"""Draws of each chain at which F is computed, which takes 2 d + 1 policies."""
 
 PART = 0.05
 """Of the largest move, in widths of the prior: smaller ones go unmentioned."""
@@ -35,13 +40,26 @@ MENTIONED = 6
 
 
 def not_identified(density: RewardDensity, z: Tensor) -> tuple[str, ...]:
-    """A sentence for each direction, at the coordinates `z`, that the episodes do not tell of."""
-    information = density.information(z)
-    values, vectors = np.linalg.eigh(information)
-    silent, faint = values < NOTHING, (values >= NOTHING) & (values < 1 / NARROWER - 1)
-    found = [_nothing(density, z, u) for u in _sparse(vectors[:, silent])]
-    for u in _sparse(vectors[:, faint]):
-        found.append(_little(density, z, u, 1 / (1 + float(u @ information @ u))))
+    """A sentence for each direction that the episodes do not tell of.
+
+    :param z: coordinates of draws, (chain, draw, d).
+    """
+    draws = z.shape[1]
+    at = z[:, [(2 * i + 1) * draws // (2 * EACH) for i in range(EACH)]].reshape(-1, density.size)
+    informations = [density.information(point) for point in at]
+    # Which directions these are may turn from draw to draw, so that how many is what is averaged.
+    shares = 1 / (1 + np.linalg.eigvalsh(informations).clip(min=0.0))
+    mean = shares.mean(0)
+    silent, wide = int((mean > 1 - NOTHING).sum()), int((mean > NARROWER).sum())
+    if not wide:
+        return ()
+    typical = [i for i in range(len(at)) if shares[i, wide - 1] > NARROWER]
+    chosen = max(typical, key=lambda i: float(density(at[i])))
+    point, information = at[chosen], informations[chosen]
+    _, vectors = np.linalg.eigh(information)
+    found = [_nothing(density, point, u) for u in _sparse(vectors[:, :silent])]
+    for u in _sparse(vectors[:, silent:wide]):
+        found.append(_little(density, point, u, 1 / (1 + float(u @ information @ u))))
     return tuple(found)
 
 
@@ -62,7 +80,7 @@ def _nothing(density: RewardDensity, z: Tensor, u: Array) -> str:
             "its posterior is its prior; fix it, or have it demonstrated where it matters"
         )
     return (
-        f"{_listed(names)} cannot be told apart: moved together by {_listed(moves)}, they leave "
+        f"{listed(names)} cannot be told apart: moved together by {listed(moves)}, they leave "
         "every action's probability as it is, and the posterior is as wide as the prior there; fix "
         "one of them, or say more of it by its prior"
     )
@@ -71,8 +89,8 @@ def _nothing(density: RewardDensity, z: Tensor, u: Array) -> str:
 def _little(density: RewardDensity, z: Tensor, u: Array, share: float) -> str:
     names, moves = _moves(density, z, u)
     return (
-        f"{_listed(names)}: these episodes say next to nothing, {share:.0%} of the prior's "
-        f"variance is left along {_listed(moves)}; have more demonstrated, or fix one of them"
+        f"{listed(names)}: these episodes say next to nothing, {share:.0%} of the prior's "
+        f"variance is left along {listed(moves)}; have more demonstrated, or fix one of them"
     )
 
 
@@ -97,7 +115,8 @@ def _moves(density: RewardDensity, z: Tensor, u: Array) -> tuple[list[str], list
     return [names[i] for i in kept], [f"{names[i]} {sign * moves[i]:+.3g}" for i in kept]
 
 
-def _listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
+    """The first `MENTIONED` of them, and how many more there are."""
     if len(words) > MENTIONED:
         return f"{', '.join(words[:MENTIONED])} and {len(words) - MENTIONED} more"
     return " and ".join([*[", ".join(words[:-1])][: len(words) > 1], words[-1]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from xml.etree.ElementTree import Element
 
 import inference_rl
@@ -13,7 +14,7 @@ from inference_rl.diagnostics.comparison.terminal import (
     guide_tables,
     shown_estimate,
 )
-from inference_rl.html.charts import number
+from inference_rl.html.charts import SUPERSCRIPTS, number
 from inference_rl.html.document import contents, entry, header, page
 from inference_rl.html.markup import element
 
@@ -158,7 +159,7 @@ def _effect(effect: Effect) -> Element:
             "p",
             element(
                 "data",
-                shown_estimate(effect.estimate).replace("-", "−"),
+                _for_people(shown_estimate(effect.estimate)),
                 value=repr(effect.estimate.value),
             ),
             f" {effect.unit}",
@@ -186,7 +187,15 @@ def _table(table: Table) -> Element:
 
 
 def _plain(value: Cell) -> str:
-    return value if isinstance(value, str) else cell(value).replace("-", "−")
+    return value if isinstance(value, str) else _for_people(cell(value))
+
+
+def _for_people(numbers: str) -> str:
+    """As charts have them: a minus that is one, powers of ten as such."""
+    powers = re.sub(
+        r"e([+-]\d+)", lambda found: f" × 10{str(int(found[1])).translate(SUPERSCRIPTS)}", numbers
+    )
+    return powers.replace("-", "−")
 
 
 def _footer(comparison: Comparison) -> Element:

@@ -119,12 +119,17 @@ def effect_words(effect: Effect) -> str:
 
 def shown_estimate(estimate: Estimate) -> str:
     """A number, with the limits of its interval where it has one."""
-    value = f"{estimate.value:.4g}"
+    value = figures(estimate.value)
     if estimate.exact:
         return f"{value} (exact)"
     if not math.isfinite(estimate.low):
         return f"{value} (no interval)"
-    return f"{value} [{estimate.low:.4g}, {estimate.high:.4g}]"
+    return f"{value} [{figures(estimate.low)}, {figures(estimate.high)}]"
+
+
+def figures(value: float) -> str:
+    """A number to four figures, or to all of a whole one, as a count of steps is."""
+    return f"{value:.0f}" if 1e4 - 0.5 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def table_lines(table: Table, width: int) -> list[Text]:
@@ -159,13 +164,13 @@ def cell(value: Cell, with_interval: bool = True) -> str:
     """A number as a table shows it: half its interval after it."""
     if isinstance(value, str):
         return value
-    shown = f"{value.value:.4g}"
+    shown = figures(value.value)
     if value.exact or not math.isfinite(value.low) or not with_interval:
         return shown
     half = (value.high - value.low) / 2
     if half <= ROUNDING * abs(value.value):
         return f"{shown} ± 0"
-    return f"{shown} ± {half:.0f}" if 100 <= half < 1e5 else f"{shown} ± {half:.2g}"
+    return f"{shown} ± {half:.0f}" if 100 <= half < 1e9 else f"{shown} ± {half:.2g}"
 
 
 def _wrapped(text: str, width: int, *, style: str = "", hanging: int = 0) -> list[Text]:
