@@ -217,7 +217,15 @@ class Infer:
             out = stack.enter_context(_claimed(free))
             where = {}
             if hasattr(self.routine, "save_every"):
-                setup.write(out, self.routine, model, prior, self.seed, episodes=self.episodes)
+                setup.write(
+                    out,
+                    self.routine,
+                    model,
+                    prior,
+                    self.seed,
+                    episodes=self.episodes,
+                    ahead=workers is not None and workers.ahead,
+                )
                 where = {"directory": out}
             with _one_sentence(out):
                 result = infer(

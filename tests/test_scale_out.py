@@ -6,6 +6,7 @@ import contextlib
 import json
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,9 @@ import torch
 from test_collection import Doors, policy_for
 
 from inference_rl import EnvironmentModel, Workers, infer, load_target
-from inference_rl.inference import routine_class
+from inference_rl.cli import main
+from inference_rl.inference import routine_class, setup
+from inference_rl.learning import checkpoints
 from inference_rl.learning.collection import Collector, Segment
 from inference_rl.scale_out import collector as collecting
 from inference_rl.scale_out.collector import AheadCollector, DividedCollector
@@ -264,6 +267,45 @@ def test_collecting_ahead_goes_on_exactly_where_it_was_saved() -> None:
         assert some.finished == whole.finished
     with pytest.raises(ValueError, match="the run was begun without"):
         after.load_state_dict(divided(model, 1).state_dict())
+
+
+def test_a_run_that_collects_ahead_is_resumed_as_it_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From what is there when it is killed, before its first checkpoint or after."""
+    monkeypatch.setattr(collecting, "LocalWorker", Inline)
+    collect, rounds = AheadCollector.collect, []
+
+    def copying(self: AheadCollector, *given) -> Segment:
+        rounds.append(1)
+        if len(rounds) in (1, 45):
+            shutil.copytree(tmp_path / "run", tmp_path / f"after{len(rounds)}")
+        return collect(self, *given)
+
+    words = ["infer", "Pendulum-v1", "sac", *options("sac"), "--save-every=50", "--hidden=8"]
+    words += ["--episodes=0", "--json"]
+    monkeypatch.setattr(AheadCollector, "collect", copying)
+    main([*words, "--workers=2", "--async", f"--out={tmp_path / 'run'}"])
+    monkeypatch.setattr(AheadCollector, "collect", collect)
+    expected = bytes_of(tmp_path / "run")
+    rows = [json.loads(line) for line in expected["metrics.jsonl"].splitlines()]
+    assert [row["policy_lag"] for row in rows] == [1] * len(rows)
+    assert [checkpoints.exist(tmp_path / f"after{n}") for n in (1, 45)] == [False, True]
+    for name, more in [("after1", []), ("after45", []), ("after45", ["--workers=3"])]:
+        run = tmp_path / f"{name}{len(more)}"
+        shutil.copytree(tmp_path / name, run)
+        main(["infer", "--resume", str(run), "--json", *more])
+        assert bytes_of(run) == expected, (name, more)
+    alone = tmp_path / "alone"
+    model, settings = load_target("Pendulum-v1"), routine_class("sac")(**SMALL["sac"])
+    setup.write(alone, settings, model, None, 0)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["infer", "--resume", str(alone), "--workers=2", "--async"])
+    said = "workers: expected ahead=False (no --async), as the run in"
+    assert said in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(ValueError, match=r"expected ahead=True .--async., as the run in .*was beg"):
+        infer(model, settings, directory=tmp_path / "after1", workers=2)
 
 
 # Processes.

@@ -414,7 +414,8 @@ def run(
         check_prior(rho, model, states)
     noted = None
     if directory is not None:
-        noted = setup.write(directory, settings, model, prior, seed)
+        is_ahead = workers is not None and workers.ahead
+        noted = setup.write(directory, settings, model, prior, seed, ahead=is_ahead)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived(seed, "network"))
         learner = make_learner(settings, model, rho)
