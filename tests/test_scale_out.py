@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pickle
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import psutil
 import pytest
 import torch
@@ -26,8 +30,9 @@ from inference_rl.inference import routine_class, setup
 from inference_rl.learning import checkpoints
 from inference_rl.learning.collection import Collector, Segment
 from inference_rl.scale_out import collector as collecting
+from inference_rl.scale_out import workers as seen
 from inference_rl.scale_out.collector import AheadCollector, DividedCollector
-from inference_rl.scale_out.local import LocalWorker
+from inference_rl.scale_out.local import Channel, LocalWorker
 from inference_rl.scale_out.shard import Shard, kind_of_machine
 from inference_rl.scale_out.transport import packed, unpacked
 from inference_rl.scale_out.workers import Worker, WorkerLost, WorkersLost
@@ -51,7 +56,7 @@ class Inline(Worker):
     def __init__(self, name: str, loses: Callable[[], bool] = lambda: False) -> None:
         self.name, self._loses, self._shard = name, loses, Shard()
 
-    def send(self, request: bytes) -> None:
+    def send(self, request: bytes, patience: float) -> None:
         if self._loses():
             raise WorkerLost(f"{self.name} was lost before it was asked")
         self._answer = self._shard.answer(request)
@@ -65,6 +70,7 @@ class Inline(Worker):
         return self._shard.moves
 
     def close(self) -> None:
+        self._shard.close()
         del self._shard
 
 
@@ -409,6 +415,127 @@ def test_what_an_environment_raises_in_a_process_comes_back(own) -> None:
             two.collect(policy, 50)
     assert str(found.value) == str(single.value)
     assert "in a worker on" in found.value.__notes__[0]
+
+
+KEEPER = """
+import gymnasium, random, subprocess
+from gymnasium.spaces import Box, Discrete
+import neighbour
+
+class Keeper(gymnasium.Env):
+    observation_space, action_space = Box(-1e3, 1e3, (1,)), Discrete(2)
+
+    def __init__(self, kept, forgets):
+        self.child = subprocess.Popen(["sleep", "600"])
+        with open(kept, "a") as file:
+            file.write(f"{self.child.pid}\\n")
+        self.kept, self.forgets, self.is_new = kept, forgets, True
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.low * 0, {}
+
+    def step(self, action):
+        self.is_new = False
+        return self.observation_space.low * 0 + neighbour.ONE, 0.0, False, False, {}
+
+    def close(self):
+        if self.is_new or not self.forgets:
+            self.child.kill()
+            self.child.wait()
+        with open(self.kept + ".closed", "a") as file:
+            file.write(f"{self.child.pid}\\n")
+"""
+
+
+@pytest.fixture
+def keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """An environment with a process of its own, in a directory that has a file called as a module
+    that is none, which the worker starts in."""
+    (tmp_path / "keeper.py").write_text(KEEPER)
+    (tmp_path / "neighbour.py").write_text("ONE = 1.0\n")
+    for name in ("random.py", "gymnasium.py", "torch.py"):
+        (tmp_path / name).write_text(f"raise OSError('{name} of the current directory')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, ""])
+    gymnasium.register("Keeper-v0", "keeper:Keeper")
+    kept = {"kept": str(tmp_path / "kept")}
+    yield lambda forgets: load_target("Keeper-v0", env_kwargs={**kept, "forgets": forgets})
+    del gymnasium.registry["Keeper-v0"]
+    for name in ("keeper", "neighbour"):
+        sys.modules.pop(name, None)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process does, which nobody may have waited for."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_environments_of_a_process_are_closed_and_what_they_started_ends(
+    keeper: Callable[..., Any], forgets: bool, tmp_path: Path
+) -> None:
+    model = keeper(forgets)
+    with no_process_left():
+        two = divided(model, 1, LocalWorker, size=2)
+        # What the model was looked at by is this process's own.
+        (tmp_path / "kept").unlink()
+        (tmp_path / "kept.closed").unlink()
+        data = two.collect(policy_for(model), 3)
+        children = [int(line) for line in (tmp_path / "kept").read_text().split()]
+        assert len(children) == 2
+        assert all(map(runs, children))
+        two.close()
+    assert data.next_state.eq(1.0).all()
+    closed = [int(line) for line in (tmp_path / "kept.closed").read_text().split()]
+    assert closed == children
+    deadline = time.monotonic() + 10
+    while any(map(runs, children)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_process_that_is_stopped_is_lost_though_much_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(seen, "STARTING", 1.0)
+    with no_process_left():
+        worker = LocalWorker("the worker")
+        os.kill(worker._process.pid, signal.SIGSTOP)
+        with pytest.raises(WorkerLost, match="hangs: it took nothing of what it was asked for 1 s"):
+            worker.send(bytes(3_000_000), patience=0.5)
+
+
+def test_a_process_that_is_stopped_in_the_middle_of_its_answer_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(seen, "STARTING", 1.0)
+    monkeypatch.setattr(seen, "TICK", 0.1)
+    with no_process_left():
+        worker = LocalWorker("the worker")
+        worker._channel.close()
+        ours, theirs = socket.socketpair()
+        worker._channel = Channel(ours)
+        theirs.send((12).to_bytes(8, "big") + b"a half")
+        assert worker.answered(0.1) is None
+        with pytest.raises(WorkerLost, match="did not start within 1 s"):
+            worker.receive(patience=0.5)
+        theirs.close()
+
+
+def test_messages_of_any_size_arrive_in_order() -> None:
+    ours, theirs = map(Channel, socket.socketpair())
+    messages = [b"", b"a", bytes(range(256)) * 20_000, b"", b"z"]
+    sender = threading.Thread(target=lambda: [ours.send(message) for message in messages])
+    sender.start()
+    assert [theirs.receive() for _ in messages] == messages
+    sender.join()
+    assert theirs.receive(0.0) is None
+    ours.close()
+    with pytest.raises(EOFError):
+        theirs.receive()
+    theirs.close()
 
 
 def run(tmp_path: Path, name: str, *words: object, **kwargs) -> subprocess.Popen[str]:

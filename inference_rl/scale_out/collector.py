@@ -199,7 +199,8 @@ class DividedCollector:
             worker = self._workers[i] = self._start(name)
             begin, where = self._begin[i], self.at.of(share.slots)
         try:
-            worker.send(pickle.dumps(Round(begin, where, *self._round), protocol=5))
+            request = pickle.dumps(Round(begin, where, *self._round), protocol=5)
+            worker.send(request, self._patience)
         except WorkerLost as lost:
             self._lose(i, lost)
             return False

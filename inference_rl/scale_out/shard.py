@@ -106,6 +106,11 @@ class Shard:
             reply = "raised", _sendable(error)
         return pickle.dumps(reply, protocol=pickle.HIGHEST_PROTOCOL)
 
+    def close(self) -> None:
+        """Release what the environments hold."""
+        if self._collector is not None:
+            self._collector.environments.close()
+
     def _played(self, asked: Round) -> Played:
         if asked.begin is not None:
             self._start(asked.begin)
