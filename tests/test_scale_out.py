@@ -22,6 +22,7 @@ import gymnasium
 import psutil
 import pytest
 import torch
+from summing import SCHEDULE, Summing, contents
 from test_collection import Doors, policy_for
 
 from inference_rl import EnvironmentModel, Workers, infer, load_target
@@ -29,6 +30,7 @@ from inference_rl.cli import main
 from inference_rl.inference import routine_class, setup
 from inference_rl.learning import checkpoints
 from inference_rl.learning.collection import Collector, Segment
+from inference_rl.learning.loop import learn
 from inference_rl.scale_out import collector as collecting
 from inference_rl.scale_out import workers as seen
 from inference_rl.scale_out.collector import AheadCollector, DividedCollector
@@ -273,6 +275,54 @@ def test_collecting_ahead_goes_on_exactly_where_it_was_saved() -> None:
         assert some.finished == whole.finished
     with pytest.raises(ValueError, match="the run was begun without"):
         after.load_state_dict(divided(model, 1).state_dict())
+
+
+class Faulty(Inline):
+    """In the request of this number an environment fails."""
+
+    def __init__(self, name: str, number: int) -> None:
+        super().__init__(name)
+        self._left = number
+
+    def send(self, request: bytes, patience: float) -> None:
+        super().send(request, patience)
+        self._left -= 1
+        if self._left == 0:
+            self._answer = pickle.dumps(("raised", EnvironmentFault("it is broken")))
+
+
+def learned_ahead(folder: Path, faulty: int) -> tuple[Summing, list[dict]]:
+    """Of three rounds, each saved after the next has been begun."""
+    folder.mkdir(exist_ok=True)
+    learner, model = Summing(), load_target("chain")
+    collector = divided(model, 1, lambda name: Faulty(name, faulty), size=4)
+    ahead = AheadCollector(collector, SCHEDULE.total_steps)
+    return learner, learn(model, learner, ahead, SCHEDULE, seed=0, run=folder)
+
+
+def test_no_round_is_collected_ahead_that_nobody_needs(tmp_path: Path) -> None:
+    whole, metrics = learned_ahead(tmp_path / "whole", 0)
+    assert metrics[-1]["steps"] == 24
+    assert [row["policy_lag"] for row in metrics] == [1, 1, 1]
+    other, same = learned_ahead(tmp_path / "other", 4)
+    assert same == metrics
+    assert torch.equal(other.total, whole.total)
+    assert contents(tmp_path / "other") == contents(tmp_path / "whole")
+
+
+def test_what_was_learned_is_saved_though_the_round_under_way_fails(tmp_path: Path) -> None:
+    whole, _ = learned_ahead(tmp_path / "whole", 0)
+    for number, steps in ((1, None), (2, 8), (3, 16)):
+        folder = tmp_path / str(number)
+        with pytest.raises(EnvironmentFault, match="it is broken"):
+            learned_ahead(folder, number)
+        assert checkpoints.exist(folder) == (steps is not None)
+        if steps is not None:
+            assert checkpoints.load(folder)[0] == steps
+        # A policy that never changes: what it begins anew comes out the same.
+        found, metrics = learned_ahead(folder, 0)
+        assert metrics[-1]["steps"] == 24
+        assert torch.equal(found.total, whole.total)
 
 
 def test_a_run_that_collects_ahead_is_resumed_as_it_was_begun(

@@ -502,7 +502,10 @@ def _collector(
             f"workers: expected ahead=False (no --async) with {settings.name}, which learns from "
             "what its own policy does"
         )
-    with divided(model, seed, workers, size=size, limit=limit) as collector:
+    total_steps = settings.total_steps
+    with divided(
+        model, seed, workers, size=size, limit=limit, total_steps=total_steps
+    ) as collector:
         yield collector
 
 
