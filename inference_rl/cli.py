@@ -290,6 +290,8 @@ def _finish(
         "evaluation": evaluation,
         "workers_replaced": result.workers_replaced,
     }
+    if hasattr(result.details, "bytes_exchanged"):
+        report["blocks"] = result.details.summary()
     if not quiet:
         print_inference(result, report)
     return report

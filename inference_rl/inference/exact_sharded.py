@@ -11,7 +11,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -62,6 +62,11 @@ class ShardedDetails:
     bytes_gathered: int
     recoveries: int
     seconds_to_tabulate: float
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers, for JSON."""
+        names = ("workers", "exchanges", "bytes_exchanged", "bytes_gathered", "recoveries")
+        return {name: getattr(self, name) for name in names}
 
 
 def run(
@@ -154,6 +159,7 @@ def run_in_blocks(
         seconds=time.perf_counter() - started,
         seed=seed,
         prior_source=None if in_memory else lambda: prior or model.action_prior,
+        workers_replaced=shards.recoveries,
         details=ShardedDetails(
             ties=ties,
             workers=count,
