@@ -31,6 +31,7 @@ from inference_rl.inference import routine_class, setup
 from inference_rl.learning import checkpoints
 from inference_rl.learning.collection import Collector, Segment
 from inference_rl.learning.loop import learn
+from inference_rl.randomness import derived
 from inference_rl.scale_out import collector as collecting
 from inference_rl.scale_out import workers as seen
 from inference_rl.scale_out.collector import AheadCollector, DividedCollector
@@ -663,33 +664,44 @@ def test_a_run_is_the_same_whoever_collects(tmp_path: Path, target: str, routine
 def test_a_run_is_the_same_whoever_is_killed(
     tmp_path: Path, target: str, routine: str, workers: list[str]
 ) -> None:
-    """Workers, and the command itself, are killed at random, twelve times; then it is resumed."""
+    """Workers, and the command itself, are killed at random, up to twelve times: first once there
+    is something to lose, and then in what time a run takes. It is resumed by whoever."""
     if "--async" in workers and routine in ("policy-gradient", "pcl", "reps"):
         pytest.skip("learns from what its own policy does, and cannot be a round late")
     words = [target, routine, *options(routine), "--save-every", "50"]
+    start = time.monotonic()
     finished(run(tmp_path, "alone", *words, *workers))
+    seconds = time.monotonic() - start
     expected = bytes_of(tmp_path / "alone")
-    rng = random.Random(hash((target, routine)))
-    process = run(tmp_path, "run", *words, *workers)
+    rng = random.Random(derived(0, f"{target} {routine} {workers}"))
+    process, kills = run(tmp_path, "run", *words, *workers), 0
+    while not checkpoints.exist(tmp_path / "run"):
+        assert process.poll() is None
+        time.sleep(0.02)
     for _ in range(12):
-        time.sleep(rng.uniform(2.0, 12.0))
         if process.poll() is not None:
             break
         children = psutil.Process(process.pid).children()
         if rng.random() < 0.5 and children:
             with contextlib.suppress(psutil.NoSuchProcess):
                 rng.choice(children).kill()
+                kills += 1
+            time.sleep(rng.uniform(0.0, 0.3) * seconds)
             continue
         process.kill()
         process.communicate()
+        kills += 1
         if (tmp_path / "run" / "setup.json").exists():
-            command = [COMMAND, "infer", "--resume", tmp_path / "run", "--json", *workers]
+            more = rng.choice([workers, ["--workers", "1"], []])
+            command = [COMMAND, "infer", "--resume", tmp_path / "run", "--json", *more]
             process = subprocess.Popen(
                 list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
         else:
             process = run(tmp_path, "run", *words, *workers)
+        time.sleep(rng.uniform(0.3, 0.9) * seconds)
     finished(process)
+    assert kills >= 1
     assert bytes_of(tmp_path / "run") == expected
 
 
