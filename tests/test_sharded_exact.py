@@ -434,9 +434,17 @@ def test_what_is_not_solved_in_blocks(
 
 
 def test_blocks_are_on_ray() -> None:
-    for workers in (Workers(2), Workers(2, on="ray", ahead=True)):
-        with pytest.raises(ValueError, match=r"expected them on Ray, and not ahead .* with Exact"):
-            infer(random_model(), Exact(), workers=workers)
+    with pytest.raises(ValueError, match=r"expected them on Ray .* with Exact.* 2 of them"):
+        infer(random_model(), Exact(), workers=2)
+    with pytest.raises(ValueError, match=r"expected ahead=False .no --async. with Exact"):
+        infer(random_model(), Exact(), workers=Workers(2, on="ray", ahead=True))
+    with pytest.raises(ValueError, match="patience: expected none with Exact, got 5: it steps no"):
+        infer(random_model(), Exact(), workers=Workers(0, patience=5.0))
+
+
+def test_no_workers_are_this_process() -> None:
+    model = random_model()
+    assert torch.equal(infer(model, Exact(), workers=0).v, infer(model, Exact()).v)
 
 
 # ------------------------------------------------------------------ the result

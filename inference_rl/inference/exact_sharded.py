@@ -86,10 +86,16 @@ def run(
     from inference_rl.scale_out.on_ray import connected
     from inference_rl.scale_out.sharded_on_ray import RayCrew
 
-    if workers.on != "ray" or workers.ahead:
+    if workers.on != "ray":
         raise ValueError(
-            "workers: expected them on Ray, and not ahead (--workers ray, no --async), with Exact, "
-            f"whose blocks of states send one another messages there; got {workers}"
+            "workers: expected them on Ray (--workers ray --num-workers N), or none, with Exact, "
+            "whose blocks of states send one another messages there; got processes of this "
+            f"machine, {workers.count} of them"
+        )
+    if workers.ahead:
+        raise ValueError(
+            "workers: expected ahead=False (no --async) with Exact, which collects nothing that "
+            "could be collected ahead"
         )
     _check(settings, model)
     with connected(workers.address, workers.count):
