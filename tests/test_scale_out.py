@@ -204,6 +204,12 @@ def test_a_machine_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -
         divided(model, 1).collect(policy_for(model), 1)
 
 
+def test_a_run_and_a_worker_depend_on_the_same_packages() -> None:
+    noted = setup.described(routine_class("pcl")(), load_target("chain"), None, 0)["packages"]
+    assert {"inference-rl", "torch", "mujoco"} < noted.keys()
+    assert noted.items() < kind_of_machine().items()
+
+
 def test_policies_take_no_model_along() -> None:
     model = load_target("grid-world")
     assert unpacked(packed([model.action_prior], "policy", model=model), model=model) == [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from inference_rl.scale_out import Workers
 
 SETUP = "setup.json"
-
-SAME = ("torch", "numpy", "gymnasium", "pyro-ppl")
-"""Packages whose versions the bytes of a run depend on."""
 
 
 def write(
@@ -97,7 +93,7 @@ def described(
     return {
         "format_version": runs.FORMAT_VERSION,
         "version": inference_rl.__version__,
-        "packages": {name: importlib.metadata.version(name) for name in SAME},
+        "packages": runs.versions(),
         "routine": routine.name,
         "settings": settings_as_json(routine),
         "seed": seed,
