@@ -217,7 +217,15 @@ class Infer:
             out = stack.enter_context(_claimed(free))
             where = {}
             if hasattr(self.routine, "save_every"):
-                setup.write(out, self.routine, model, prior, self.seed, episodes=self.episodes)
+                setup.write(
+                    out,
+                    self.routine,
+                    model,
+                    prior,
+                    self.seed,
+                    episodes=self.episodes,
+                    ahead=workers is not None and workers.ahead,
+                )
                 where = {"directory": out}
             with _one_sentence(out):
                 result = infer(
@@ -282,6 +290,8 @@ def _finish(
         "evaluation": evaluation,
         "workers_replaced": result.workers_replaced,
     }
+    if hasattr(result.details, "bytes_exchanged"):
+        report["blocks"] = result.details.summary()
     if not quiet:
         print_inference(result, report)
     return report

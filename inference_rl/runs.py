@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
 import time
@@ -19,6 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+SAME = ("inference-rl", "torch", "numpy", "pyro-ppl", "gymnasium", "mujoco")
+"""Packages whose versions the bytes of a run, and of each of its episodes, depend on."""
 
 FORMAT_VERSION = 2
 MANIFEST = "run.json"
@@ -269,6 +273,15 @@ def verified(directory: str | Path, name: str) -> Path:
             "again, into a new directory"
         )
     return path
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that bytes depend on, those here."""
+    found = dict.fromkeys(SAME, "not installed")
+    for name in SAME:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def write_durably(path: Path, content: bytes | Iterator[bytes | memoryview]) -> str:

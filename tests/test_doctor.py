@@ -15,7 +15,6 @@ import torch
 import inference_rl
 from inference_rl import cli, doctor
 from inference_rl.inference import InferenceResult, policy_gradient
-from inference_rl.scale_out import shard
 
 
 def soft_walk() -> float:
@@ -126,7 +125,6 @@ def test_all_trials_are_passed_and_a_worker_of_another_kind_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert [finding.failed for finding in doctor.examine()] == [None] * 4
-    monkeypatch.setattr(shard, "SAME", ())
     monkeypatch.setattr("inference_rl.scale_out.collector.kind_of_machine", dict)
     with pytest.raises(ValueError, match="workers: expected arithmetic None"):
         doctor.worker_answers()

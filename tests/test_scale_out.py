@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pickle
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import psutil
 import pytest
 import torch
+from summing import SCHEDULE, Summing, contents
 from test_collection import Doors, policy_for
 
 from inference_rl import EnvironmentModel, Workers, infer, load_target
-from inference_rl.inference import routine_class
+from inference_rl.cli import main
+from inference_rl.inference import routine_class, setup
+from inference_rl.learning import checkpoints
 from inference_rl.learning.collection import Collector, Segment
+from inference_rl.learning.loop import learn
+from inference_rl.randomness import derived
 from inference_rl.scale_out import collector as collecting
+from inference_rl.scale_out import workers as seen
 from inference_rl.scale_out.collector import AheadCollector, DividedCollector
-from inference_rl.scale_out.local import LocalWorker
+from inference_rl.scale_out.local import Channel, LocalWorker
 from inference_rl.scale_out.shard import Shard, kind_of_machine
 from inference_rl.scale_out.transport import packed, unpacked
 from inference_rl.scale_out.workers import Worker, WorkerLost, WorkersLost
@@ -48,7 +59,7 @@ class Inline(Worker):
     def __init__(self, name: str, loses: Callable[[], bool] = lambda: False) -> None:
         self.name, self._loses, self._shard = name, loses, Shard()
 
-    def send(self, request: bytes) -> None:
+    def send(self, request: bytes, patience: float) -> None:
         if self._loses():
             raise WorkerLost(f"{self.name} was lost before it was asked")
         self._answer = self._shard.answer(request)
@@ -62,6 +73,7 @@ class Inline(Worker):
         return self._shard.moves
 
     def close(self) -> None:
+        self._shard.close()
         del self._shard
 
 
@@ -192,6 +204,12 @@ def test_a_machine_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -
         divided(model, 1).collect(policy_for(model), 1)
 
 
+def test_a_run_and_a_worker_depend_on_the_same_packages() -> None:
+    noted = setup.described(routine_class("pcl")(), load_target("chain"), None, 0)["packages"]
+    assert {"inference-rl", "torch", "mujoco"} < noted.keys()
+    assert noted.items() < kind_of_machine().items()
+
+
 def test_policies_take_no_model_along() -> None:
     model = load_target("grid-world")
     assert unpacked(packed([model.action_prior], "policy", model=model), model=model) == [
@@ -264,6 +282,93 @@ def test_collecting_ahead_goes_on_exactly_where_it_was_saved() -> None:
         assert some.finished == whole.finished
     with pytest.raises(ValueError, match="the run was begun without"):
         after.load_state_dict(divided(model, 1).state_dict())
+
+
+class Faulty(Inline):
+    """In the request of this number an environment fails."""
+
+    def __init__(self, name: str, number: int) -> None:
+        super().__init__(name)
+        self._left = number
+
+    def send(self, request: bytes, patience: float) -> None:
+        super().send(request, patience)
+        self._left -= 1
+        if self._left == 0:
+            self._answer = pickle.dumps(("raised", EnvironmentFault("it is broken")))
+
+
+def learned_ahead(folder: Path, faulty: int) -> tuple[Summing, list[dict]]:
+    """Of three rounds, each saved after the next has been begun."""
+    folder.mkdir(exist_ok=True)
+    learner, model = Summing(), load_target("chain")
+    collector = divided(model, 1, lambda name: Faulty(name, faulty), size=4)
+    ahead = AheadCollector(collector, SCHEDULE.total_steps)
+    return learner, learn(model, learner, ahead, SCHEDULE, seed=0, run=folder)
+
+
+def test_no_round_is_collected_ahead_that_nobody_needs(tmp_path: Path) -> None:
+    whole, metrics = learned_ahead(tmp_path / "whole", 0)
+    assert metrics[-1]["steps"] == 24
+    assert [row["policy_lag"] for row in metrics] == [1, 1, 1]
+    other, same = learned_ahead(tmp_path / "other", 4)
+    assert same == metrics
+    assert torch.equal(other.total, whole.total)
+    assert contents(tmp_path / "other") == contents(tmp_path / "whole")
+
+
+def test_what_was_learned_is_saved_though_the_round_under_way_fails(tmp_path: Path) -> None:
+    whole, _ = learned_ahead(tmp_path / "whole", 0)
+    for number, steps in ((1, None), (2, 8), (3, 16)):
+        folder = tmp_path / str(number)
+        with pytest.raises(EnvironmentFault, match="it is broken"):
+            learned_ahead(folder, number)
+        assert checkpoints.exist(folder) == (steps is not None)
+        if steps is not None:
+            assert checkpoints.load(folder)[0] == steps
+        # A policy that never changes: what it begins anew comes out the same.
+        found, metrics = learned_ahead(folder, 0)
+        assert metrics[-1]["steps"] == 24
+        assert torch.equal(found.total, whole.total)
+
+
+def test_a_run_that_collects_ahead_is_resumed_as_it_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From what is there when it is killed, before its first checkpoint or after."""
+    monkeypatch.setattr(collecting, "LocalWorker", Inline)
+    collect, rounds = AheadCollector.collect, []
+
+    def copying(self: AheadCollector, *given) -> Segment:
+        rounds.append(1)
+        if len(rounds) in (1, 45):
+            shutil.copytree(tmp_path / "run", tmp_path / f"after{len(rounds)}")
+        return collect(self, *given)
+
+    words = ["infer", "Pendulum-v1", "sac", *options("sac"), "--save-every=50", "--hidden=8"]
+    words += ["--episodes=0", "--json"]
+    monkeypatch.setattr(AheadCollector, "collect", copying)
+    main([*words, "--workers=2", "--async", f"--out={tmp_path / 'run'}"])
+    monkeypatch.setattr(AheadCollector, "collect", collect)
+    expected = bytes_of(tmp_path / "run")
+    rows = [json.loads(line) for line in expected["metrics.jsonl"].splitlines()]
+    assert [row["policy_lag"] for row in rows] == [1] * len(rows)
+    assert [checkpoints.exist(tmp_path / f"after{n}") for n in (1, 45)] == [False, True]
+    for name, more in [("after1", []), ("after45", []), ("after45", ["--workers=3"])]:
+        run = tmp_path / f"{name}{len(more)}"
+        shutil.copytree(tmp_path / name, run)
+        main(["infer", "--resume", str(run), "--json", *more])
+        assert bytes_of(run) == expected, (name, more)
+    alone = tmp_path / "alone"
+    model, settings = load_target("Pendulum-v1"), routine_class("sac")(**SMALL["sac"])
+    setup.write(alone, settings, model, None, 0)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["infer", "--resume", str(alone), "--workers=2", "--async"])
+    said = "workers: expected ahead=False (no --async), as the run in"
+    assert said in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(ValueError, match=r"expected ahead=True .--async., as the run in .*was beg"):
+        infer(model, settings, directory=tmp_path / "after1", workers=2)
 
 
 # Processes.
@@ -369,6 +474,127 @@ def test_what_an_environment_raises_in_a_process_comes_back(own) -> None:
     assert "in a worker on" in found.value.__notes__[0]
 
 
+KEEPER = """
+import gymnasium, random, subprocess
+from gymnasium.spaces import Box, Discrete
+import neighbour
+
+class Keeper(gymnasium.Env):
+    observation_space, action_space = Box(-1e3, 1e3, (1,)), Discrete(2)
+
+    def __init__(self, kept, forgets):
+        self.child = subprocess.Popen(["sleep", "600"])
+        with open(kept, "a") as file:
+            file.write(f"{self.child.pid}\\n")
+        self.kept, self.forgets, self.is_new = kept, forgets, True
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.low * 0, {}
+
+    def step(self, action):
+        self.is_new = False
+        return self.observation_space.low * 0 + neighbour.ONE, 0.0, False, False, {}
+
+    def close(self):
+        if self.is_new or not self.forgets:
+            self.child.kill()
+            self.child.wait()
+        with open(self.kept + ".closed", "a") as file:
+            file.write(f"{self.child.pid}\\n")
+"""
+
+
+@pytest.fixture
+def keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """An environment with a process of its own, in a directory that has a file called as a module
+    that is none, which the worker starts in."""
+    (tmp_path / "keeper.py").write_text(KEEPER)
+    (tmp_path / "neighbour.py").write_text("ONE = 1.0\n")
+    for name in ("random.py", "gymnasium.py", "torch.py"):
+        (tmp_path / name).write_text(f"raise OSError('{name} of the current directory')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, ""])
+    gymnasium.register("Keeper-v0", "keeper:Keeper")
+    kept = {"kept": str(tmp_path / "kept")}
+    yield lambda forgets: load_target("Keeper-v0", env_kwargs={**kept, "forgets": forgets})
+    del gymnasium.registry["Keeper-v0"]
+    for name in ("keeper", "neighbour"):
+        sys.modules.pop(name, None)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process does, which nobody may have waited for."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_environments_of_a_process_are_closed_and_what_they_started_ends(
+    keeper: Callable[..., Any], forgets: bool, tmp_path: Path
+) -> None:
+    model = keeper(forgets)
+    with no_process_left():
+        two = divided(model, 1, LocalWorker, size=2)
+        # What the model was looked at by is this process's own.
+        (tmp_path / "kept").unlink()
+        (tmp_path / "kept.closed").unlink()
+        data = two.collect(policy_for(model), 3)
+        children = [int(line) for line in (tmp_path / "kept").read_text().split()]
+        assert len(children) == 2
+        assert all(map(runs, children))
+        two.close()
+    assert data.next_state.eq(1.0).all()
+    closed = [int(line) for line in (tmp_path / "kept.closed").read_text().split()]
+    assert closed == children
+    deadline = time.monotonic() + 10
+    while any(map(runs, children)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_process_that_is_stopped_is_lost_though_much_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(seen, "STARTING", 1.0)
+    with no_process_left():
+        worker = LocalWorker("the worker")
+        os.kill(worker._process.pid, signal.SIGSTOP)
+        with pytest.raises(WorkerLost, match="hangs: it took nothing of what it was asked for 1 s"):
+            worker.send(bytes(3_000_000), patience=0.5)
+
+
+def test_a_process_that_is_stopped_in_the_middle_of_its_answer_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(seen, "STARTING", 1.0)
+    monkeypatch.setattr(seen, "TICK", 0.1)
+    with no_process_left():
+        worker = LocalWorker("the worker")
+        worker._channel.close()
+        ours, theirs = socket.socketpair()
+        worker._channel = Channel(ours)
+        theirs.send((12).to_bytes(8, "big") + b"a half")
+        assert worker.answered(0.1) is None
+        with pytest.raises(WorkerLost, match="did not start within 1 s"):
+            worker.receive(patience=0.5)
+        theirs.close()
+
+
+def test_messages_of_any_size_arrive_in_order() -> None:
+    ours, theirs = map(Channel, socket.socketpair())
+    messages = [b"", b"a", bytes(range(256)) * 20_000, b"", b"z"]
+    sender = threading.Thread(target=lambda: [ours.send(message) for message in messages])
+    sender.start()
+    assert [theirs.receive() for _ in messages] == messages
+    sender.join()
+    assert theirs.receive(0.0) is None
+    ours.close()
+    with pytest.raises(EOFError):
+        theirs.receive()
+    theirs.close()
+
+
 def run(tmp_path: Path, name: str, *words: object, **kwargs) -> subprocess.Popen[str]:
     command = [COMMAND, "infer", *words, "--out", tmp_path / name, "--json", "--episodes", "0"]
     return subprocess.Popen(
@@ -444,33 +670,44 @@ def test_a_run_is_the_same_whoever_collects(tmp_path: Path, target: str, routine
 def test_a_run_is_the_same_whoever_is_killed(
     tmp_path: Path, target: str, routine: str, workers: list[str]
 ) -> None:
-    """Workers, and the command itself, are killed at random, twelve times; then it is resumed."""
+    """Workers, and the command itself, are killed at random, up to twelve times: first once there
+    is something to lose, and then in what time a run takes. It is resumed by whoever."""
     if "--async" in workers and routine in ("policy-gradient", "pcl", "reps"):
         pytest.skip("learns from what its own policy does, and cannot be a round late")
     words = [target, routine, *options(routine), "--save-every", "50"]
+    start = time.monotonic()
     finished(run(tmp_path, "alone", *words, *workers))
+    seconds = time.monotonic() - start
     expected = bytes_of(tmp_path / "alone")
-    rng = random.Random(hash((target, routine)))
-    process = run(tmp_path, "run", *words, *workers)
+    rng = random.Random(derived(0, f"{target} {routine} {workers}"))
+    process, kills = run(tmp_path, "run", *words, *workers), 0
+    while not checkpoints.exist(tmp_path / "run"):
+        assert process.poll() is None
+        time.sleep(0.02)
     for _ in range(12):
-        time.sleep(rng.uniform(2.0, 12.0))
         if process.poll() is not None:
             break
         children = psutil.Process(process.pid).children()
         if rng.random() < 0.5 and children:
             with contextlib.suppress(psutil.NoSuchProcess):
                 rng.choice(children).kill()
+                kills += 1
+            time.sleep(rng.uniform(0.0, 0.3) * seconds)
             continue
         process.kill()
         process.communicate()
+        kills += 1
         if (tmp_path / "run" / "setup.json").exists():
-            command = [COMMAND, "infer", "--resume", tmp_path / "run", "--json", *workers]
+            more = rng.choice([workers, ["--workers", "1"], []])
+            command = [COMMAND, "infer", "--resume", tmp_path / "run", "--json", *more]
             process = subprocess.Popen(
                 list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
         else:
             process = run(tmp_path, "run", *words, *workers)
+        time.sleep(rng.uniform(0.3, 0.9) * seconds)
     finished(process)
+    assert kills >= 1
     assert bytes_of(tmp_path / "run") == expected
 
 

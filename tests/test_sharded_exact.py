@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from inference_rl import EnvironmentModel, Exact, FiniteModel, Workers, infer, load_target
+from inference_rl.cli import main
 from inference_rl.diagnostics.pictures import can_be_drawn
 from inference_rl.distributions import SparseCategorical, categorical
 from inference_rl.environment import WithPreviousAction
@@ -27,6 +31,7 @@ from inference_rl.inference.exact_sharded import run_in_blocks
 from inference_rl.models.double_integrator import DoubleIntegrator
 from inference_rl.models.grid_world import GridWorld
 from inference_rl.priors import ActionPrior, CategoricalPrior, StickyPrior
+from inference_rl.scale_out import on_ray, sharded_on_ray
 from inference_rl.scale_out.crew import BlocksLost, Crew, Recipe
 from inference_rl.scale_out.sharded_control import MOST_RECOVERIES
 from inference_rl.scale_out.state_block import Parts, StateBlock
@@ -370,11 +375,30 @@ def test_a_lost_block_is_made_again_and_changes_no_bit(
     for fatal in [{m} for m in moments] + [set(moments)]:
         mortal.fatal, mortal.asked = frozenset(fatal), 0
         result = in_blocks(model, routine, 3, crew_of=mortal)
-        assert result.details.recoveries == len(fatal)
+        assert result.details.recoveries == result.workers_replaced == len(fatal)
+        assert result.details.summary()["recoveries"] == len(fatal)
         for name in ("v", "q"):
             assert torch.equal(getattr(result, name), getattr(undisturbed, name))
         assert torch.equal(result.policy.probs, undisturbed.policy.probs)
         assert result.parts == undisturbed.parts
+
+
+def test_a_command_reports_blocks_that_were_made_again(
+    mortal: type[MortalCrew],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(on_ray, "connected", lambda *where: contextlib.nullcontext())
+    monkeypatch.setattr(sharded_on_ray, "RayCrew", mortal)
+    mortal.fatal = frozenset({7})
+    words = ["infer", "cliff", "exact", "--discount=0.9", "--episodes=0", "--json"]
+    main([*words, "--workers=ray", "--num-workers=2", f"--out={tmp_path / 'run'}"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["workers_replaced"] == report["blocks"]["recoveries"] == 1
+    assert report["blocks"]["workers"] == 2
+    for name in ("exchanges", "bytes_exchanged", "bytes_gathered"):
+        assert report["blocks"][name] > 0
 
 
 def test_there_is_an_end_to_making_blocks_again(mortal: type[MortalCrew]) -> None:
@@ -410,9 +434,17 @@ def test_what_is_not_solved_in_blocks(
 
 
 def test_blocks_are_on_ray() -> None:
-    for workers in (Workers(2), Workers(2, on="ray", ahead=True)):
-        with pytest.raises(ValueError, match=r"expected them on Ray, and not ahead .* with Exact"):
-            infer(random_model(), Exact(), workers=workers)
+    with pytest.raises(ValueError, match=r"expected them on Ray .* with Exact.* 2 of them"):
+        infer(random_model(), Exact(), workers=2)
+    with pytest.raises(ValueError, match=r"expected ahead=False .no --async. with Exact"):
+        infer(random_model(), Exact(), workers=Workers(2, on="ray", ahead=True))
+    with pytest.raises(ValueError, match="patience: expected none with Exact, got 5: it steps no"):
+        infer(random_model(), Exact(), workers=Workers(0, patience=5.0))
+
+
+def test_no_workers_are_this_process() -> None:
+    model = random_model()
+    assert torch.equal(infer(model, Exact(), workers=0).v, infer(model, Exact()).v)
 
 
 # ------------------------------------------------------------------ the result

@@ -240,8 +240,8 @@ class InferenceResult:
     :ivar prior_source: gives the prior that a learned policy was inferred under; None where nobody
         knows it any more.
     :ivar details: what this routine alone reports.
-    :ivar workers_replaced: of those that collected, how many were lost; not saved, because it
-        changed nothing.
+    :ivar workers_replaced: of those that collected, or held blocks, how many were lost; not saved,
+        because it changed nothing.
     """
 
     source: EnvironmentModel | Callable[[], EnvironmentModel]

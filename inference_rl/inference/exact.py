@@ -51,7 +51,8 @@ class Exact:
     In Python the temperature may be a torch scalar, to differentiate by.
 
     Finite models whose tables exceed one process are cut into blocks of states, one for each worker
-    on a Ray cluster: `infer(..., workers="ray")`; control, with a horizon or a discount below 1.
+    on a Ray cluster: `infer(..., workers=Workers(4, on="ray"))`; control, with a horizon or a
+    discount below 1.
 
     :raises ValueError: a temperature below zero or not finite, a tolerance outside (0, 1), the
         posterior at temperature zero.
@@ -96,7 +97,12 @@ class Exact:
         progress: Progress | None = None,
         workers: Workers | None = None,
     ) -> InferenceResult:
-        if workers is not None:
+        if workers is not None and workers.patience != type(workers).patience:
+            raise ValueError(
+                f"patience: expected none with Exact, got {workers.patience:g}: it steps no "
+                "environments that one might wait for"
+            )
+        if workers is not None and workers.count > 0:
             from inference_rl.inference import exact_sharded
 
             return exact_sharded.run(

@@ -11,7 +11,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -63,6 +63,11 @@ class ShardedDetails:
     recoveries: int
     seconds_to_tabulate: float
 
+    def summary(self) -> dict[str, Any]:
+        """The numbers, for JSON."""
+        names = ("workers", "exchanges", "bytes_exchanged", "bytes_gathered", "recoveries")
+        return {name: getattr(self, name) for name in names}
+
 
 def run(
     settings: Exact,
@@ -81,10 +86,16 @@ def run(
     from inference_rl.scale_out.on_ray import connected
     from inference_rl.scale_out.sharded_on_ray import RayCrew
 
-    if workers.on != "ray" or workers.ahead:
+    if workers.on != "ray":
         raise ValueError(
-            "workers: expected them on Ray, and not ahead (--workers ray, no --async), with Exact, "
-            f"whose blocks of states send one another messages there; got {workers}"
+            "workers: expected them on Ray (--workers ray --num-workers N), or none, with Exact, "
+            "whose blocks of states send one another messages there; got processes of this "
+            f"machine, {workers.count} of them"
+        )
+    if workers.ahead:
+        raise ValueError(
+            "workers: expected ahead=False (no --async) with Exact, which collects nothing that "
+            "could be collected ahead"
         )
     _check(settings, model)
     with connected(workers.address, workers.count):
@@ -154,6 +165,7 @@ def run_in_blocks(
         seconds=time.perf_counter() - started,
         seed=seed,
         prior_source=None if in_memory else lambda: prior or model.action_prior,
+        workers_replaced=shards.recoveries,
         details=ShardedDetails(
             ties=ties,
             workers=count,

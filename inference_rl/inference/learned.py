@@ -414,7 +414,8 @@ def run(
         check_prior(rho, model, states)
     noted = None
     if directory is not None:
-        noted = setup.write(directory, settings, model, prior, seed)
+        is_ahead = workers is not None and workers.ahead
+        noted = setup.write(directory, settings, model, prior, seed, ahead=is_ahead)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived(seed, "network"))
         learner = make_learner(settings, model, rho)
@@ -501,7 +502,10 @@ def _collector(
             f"workers: expected ahead=False (no --async) with {settings.name}, which learns from "
             "what its own policy does"
         )
-    with divided(model, seed, workers, size=size, limit=limit) as collector:
+    total_steps = settings.total_steps
+    with divided(
+        model, seed, workers, size=size, limit=limit, total_steps=total_steps
+    ) as collector:
         yield collector
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 SETUP = "setup.json"
 
-SAME = ("torch", "numpy", "gymnasium", "pyro-ppl")
-"""Packages whose versions the bytes of a run depend on."""
-
 
 def write(
     directory: Path,
@@ -39,10 +36,12 @@ def write(
     seed: int,
     *,
     episodes: int | None = None,
+    ahead: bool = False,
 ) -> dict[str, Any]:
     """Note what a run is, or see that it is still the same.
 
     :param episodes: of the evaluation at its end; None leaves it at what was noted.
+    :param ahead: whether workers collect a round ahead, as `Workers` says.
     :returns: what was noted; every checkpoint of the run carries it.
     :raises ValueError: `directory` holds a run of other settings, of a target or a prior that has
         changed, or by other versions; or the prior does not fit the model.
@@ -54,7 +53,7 @@ def write(
         raise FileExistsError(
             f"{directory} holds a run that is complete; choose another directory for this one"
         )
-    now = described(routine, model, prior, seed, episodes=episodes)
+    now = described(routine, model, prior, seed, episodes=episodes, ahead=ahead)
     path = runs.directory_for(directory) / SETUP
     text = json.dumps(now, indent=2, allow_nan=False)
     if not path.exists():
@@ -63,6 +62,13 @@ def write(
     then, now = read(directory), json.loads(text)
     if episodes is None:
         now["episodes"] = then["episodes"]
+    if then.get("ahead") is (not ahead):
+        with_it, without = "ahead=True (--async)", "ahead=False (no --async)"
+        expected, got = (without, with_it) if ahead else (with_it, without)
+        raise ValueError(
+            f"workers: expected {expected}, as the run in {directory} was begun, got {got}; what "
+            "is learned depends on it: give the same as before, or another directory"
+        )
     check_same(path, then, now)
     return now
 
@@ -74,6 +80,7 @@ def described(
     seed: int,
     *,
     episodes: int | None = None,
+    ahead: bool = False,
 ) -> dict[str, Any]:
     """What a run is, JSON but for tuples: all that its bytes depend on.
 
@@ -86,7 +93,7 @@ def described(
     return {
         "format_version": runs.FORMAT_VERSION,
         "version": inference_rl.__version__,
-        "packages": {name: importlib.metadata.version(name) for name in SAME},
+        "packages": runs.versions(),
         "routine": routine.name,
         "settings": settings_as_json(routine),
         "seed": seed,
@@ -99,6 +106,7 @@ def described(
         "action_space": str(model.action_space),
         "sha256": _digests(model, prior),
         "episodes": episodes,
+        "ahead": ahead,
     }
 
 
@@ -149,7 +157,8 @@ def resume(
 
     Its target and prior are loaded again, which runs their code.
 
-    :param workers: as of `infer`; others than the run was begun with, if need be.
+    :param workers: as of `infer`; others than the run was begun with, if need be. One that was
+        begun with workers who collect ahead goes on so, by one if there is no word of any.
 
     :raises FileNotFoundError: no learned run there. :raises FileExistsError: it is complete.
     :raises ValueError: it was begun with parts made in Python, by other versions, its target or
@@ -172,10 +181,11 @@ def resume(
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); infer again, into a new run") from error
     if in_python := made_in_python(setup):
+        who = ", workers=Workers(1, ahead=True)" if setup.get("ahead") else ""
         raise ValueError(
             f"{directory} was begun with a {in_python} made in Python, which a run does not hold; "
             "go on with it in Python, by infer(model, routine, prior=..., "
-            f"seed={setup['seed']}, directory={str(directory)!r}) with the same as before"
+            f"seed={setup['seed']}, directory={str(directory)!r}{who}) with the same as before"
         )
     model, prior = loaded(setup["origin"], path)
     return infer(
@@ -185,8 +195,16 @@ def resume(
         seed=setup["seed"],
         progress=progress,
         directory=directory,
-        workers=workers,
+        workers=_ahead(workers) if setup.get("ahead") else workers,
     )
+
+
+def _ahead(workers: int | Workers | None) -> Workers:
+    """Who goes on with a run that was begun by workers who collect ahead."""
+    from inference_rl.scale_out import Workers
+
+    given = workers if isinstance(workers, Workers) else Workers(workers or 0)
+    return dataclasses.replace(given, count=max(given.count, 1), ahead=True)
 
 
 def loaded(origin: Any, path: Path) -> tuple[EnvironmentModel, ActionPrior | None]:

@@ -332,9 +332,10 @@ class Collector:
 
     def _strayed(self, slot: int) -> EnvironmentFault:
         return EnvironmentFault(
-            f"resume: episode {self.at.episode[slot]}, replayed from its seed, went another way "
-            "than it did before; the environment does not depend on its seed and actions alone, "
-            "and a run on it cannot be resumed exactly"
+            f"slot {self._share.first + slot}: its episode {self.at.episode[slot]}, replayed from "
+            "its seed where a run is resumed or a worker replaced, went another way than it did "
+            "before; the environment does not depend on its seed and actions alone, and a run on "
+            "it can neither be resumed exactly nor go on without a worker that was lost"
         )
 
 

@@ -156,10 +156,14 @@ def learn(
     def save(before: bool = False) -> None:
         nonlocal saved_at
         if run is not None:
+            # Of those that collect ahead, a round may be under way, and fail.
+            nothing = contextlib.nullcontext()
+            with nothing if before else _saving_what_was_learned(save_what_came_before):
+                collected = collector.state_dict(before=before)
             state = {
                 "setup": setup,
                 "learner": learner.state_dict(),
-                "collector": collector.state_dict(before=before),
+                "collector": collected,
                 "metrics": metrics,
                 "latest": latest,
                 "due": due,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 import pickle
 import sys
@@ -39,11 +40,17 @@ MOST_LOSSES = 3
 
 @contextlib.contextmanager
 def divided(
-    model: EnvironmentModel, seed: int, workers: Workers, *, size: int, limit: int | None
+    model: EnvironmentModel,
+    seed: int,
+    workers: Workers,
+    *,
+    size: int,
+    limit: int | None,
+    total_steps: float = math.inf,
 ) -> Iterator[DividedCollector | AheadCollector]:
     """A collector of `size` slots whose `workers` are gone afterwards.
 
-    :param limit: steps after which an episode is cut.
+    :param limit: steps after which an episode is cut. :param total_steps: of the run.
     :raises ValueError: more workers than slots, a model that cannot be sent to them, no Ray.
     """
     with contextlib.ExitStack() as stack:
@@ -61,7 +68,7 @@ def divided(
             patience=workers.patience,
         )
         stack.callback(collector.close)
-        yield AheadCollector(collector) if workers.ahead else collector
+        yield AheadCollector(collector, total_steps) if workers.ahead else collector
 
 
 class DividedCollector:
@@ -199,7 +206,8 @@ class DividedCollector:
             worker = self._workers[i] = self._start(name)
             begin, where = self._begin[i], self.at.of(share.slots)
         try:
-            worker.send(pickle.dumps(Round(begin, where, *self._round), protocol=5))
+            request = pickle.dumps(Round(begin, where, *self._round), protocol=5)
+            worker.send(request, self._patience)
         except WorkerLost as lost:
             self._lose(i, lost)
             return False
@@ -246,8 +254,12 @@ class AheadCollector:
     """Collects a round ahead: what it gives was begun with the policy of the call before.
 
     A run of it is as reproducible as any other, and goes on exactly where it was saved: what has
-    been collected and not yet been given is saved with it.
+    been collected and not yet been given is saved with it. Not so where the round under way came to
+    nothing, by a fault or because workers were lost for good: that is begun anew by the policy
+    which has learned since, for nobody has the one that began it any more. Then nothing is lost,
+    but the run comes out otherwise than one that met with no such thing.
 
+    :param total_steps: of the run; no round is begun that goes beyond.
     :ivar lag: rounds of updates that the policy which collected has not seen. What the first call
         gives was collected by its own policy, and comes late.
     :ivar finished: episodes of what was given that ended since this was last emptied.
@@ -255,8 +267,9 @@ class AheadCollector:
 
     lag = 1
 
-    def __init__(self, collector: DividedCollector) -> None:
-        self._collector = collector
+    def __init__(self, collector: DividedCollector, total_steps: float = math.inf) -> None:
+        self._collector, self._total_steps = collector, total_steps
+        self._given = 0
         self._is_under_way = False
         self._waiting: tuple[Segment, list[Episode]] | None = None
         self.finished: list[Episode] = []
@@ -272,7 +285,9 @@ class AheadCollector:
         data, ended = self._collected()
         self._waiting = None
         self.finished += ended
-        self._begin(policy, steps)
+        self._given += data.steps
+        if self._given < self._total_steps:
+            self._begin(policy, steps)
         return data
 
     def _begin(self, policy: Policy, steps: int) -> None:
@@ -291,7 +306,8 @@ class AheadCollector:
     def state_dict(self, *, before: bool = False) -> dict[str, Any]:
         """Where every slot is, and what has been collected and not given.
 
-        :param before: as it was before the last collection, which failed.
+        :param before: as it was before the round under way, which failed; it is begun anew.
+        :raises EnvironmentFault, WorkersLost: the round under way fails.
         """
         if self._is_under_way and not before:
             self._collected()
@@ -304,6 +320,7 @@ class AheadCollector:
             }
         return {
             "ahead": waiting,
+            "given": self._given,
             "collector": self._collector.state_dict(before=before),
             "finished": [dataclasses.astuple(episode) for episode in self.finished],
         }
@@ -319,7 +336,7 @@ class AheadCollector:
                 "would come out otherwise"
             )
         self._collector.load_state_dict(state["collector"])
-        self._waiting, self._is_under_way = None, False
+        self._waiting, self._is_under_way, self._given = None, False, state["given"]
         if state["ahead"] is not None:
             ended = [Episode(*episode) for episode in state["ahead"]["ended"]]
             self._waiting = Segment(**state["ahead"]["data"]), ended

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from inference_rl.scale_out.workers import Worker, WorkerLost
+from inference_rl.scale_out.workers import GRACE, Worker, WorkerLost
 
 REACHING = 10.0
 """Seconds that a cluster may take to answer at all."""
@@ -103,7 +103,7 @@ class RayWorker(Worker):
         self._asked: Any = None
         self._moves = 0
 
-    def send(self, request: bytes) -> None:
+    def send(self, request: bytes, patience: float) -> None:
         self._answer = self._actor.answer.remote(request)
 
     def answered(self, seconds: float) -> bytes | None:
@@ -133,6 +133,7 @@ class RayWorker(Worker):
 
     def close(self) -> None:
         with contextlib.suppress(Exception):  # it may be gone, and its node with it
+            self._ray.wait([self._actor.close.remote()], timeout=GRACE)
             self._ray.kill(self._actor)
 
 
@@ -147,3 +148,6 @@ class _Actor:
 
     def moves(self) -> int:
         return self._shard.moves
+
+    def close(self) -> None:
+        self._shard.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import pickle
 import socket
 import sys
@@ -12,15 +11,13 @@ from typing import Any
 
 import torch
 
+from inference_rl import runs
 from inference_rl.batch import Share
 from inference_rl.learning.collection import Collector, Segment
 from inference_rl.learning.whereabouts import Episode
 from inference_rl.policies import Policy
 from inference_rl.scale_out.transport import register, unpacked
 from inference_rl.simulate import environments
-
-SAME = ("inference-rl", "torch", "numpy", "pyro-ppl", "gymnasium", "mujoco")
-"""Packages whose versions the bytes of an episode depend on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +69,7 @@ class Played:
 
 def kind_of_machine() -> dict[str, str]:
     """What the last bit of an episode depends on besides its seed and the policy."""
-    found = {"arithmetic": torch.backends.cpu.get_cpu_capability()}
-    for name in SAME:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {"arithmetic": torch.backends.cpu.get_cpu_capability()} | runs.versions()
 
 
 class Shard:
@@ -105,6 +96,11 @@ class Shard:
         except Exception as error:
             reply = "raised", _sendable(error)
         return pickle.dumps(reply, protocol=pickle.HIGHEST_PROTOCOL)
+
+    def close(self) -> None:
+        """Release what the environments hold."""
+        if self._collector is not None:
+            self._collector.environments.close()
 
     def _played(self, asked: Round) -> Played:
         if asked.begin is not None:

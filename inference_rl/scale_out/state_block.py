@@ -37,7 +37,6 @@ class StateBlock:
 
     :param rows: their tables. :param number: of the block.
     :param edges: (B + 1,), block b of all B has the states edges[b], ..., edges[b + 1] - 1.
-    :param threads: use a thread for each core.
     """
 
     def __init__(
@@ -48,10 +47,9 @@ class StateBlock:
         edges: np.ndarray,
         discount: float,
         temperature: float,
-        threads: bool = False,
     ) -> None:
         self._states, self._actions = rows.log_prior.shape
-        self._discount, self._temperature, self._threads = discount, temperature, threads
+        self._discount, self._temperature = discount, temperature
         self._log_prior, self._terminal = rows.log_prior.detach(), rows.terminal
         probabilities = rows.probabilities.detach()
         rewards = rows.rewards.detach()
@@ -190,7 +188,7 @@ class StateBlock:
             terminal=terminal,
             discount=self._discount,
             temperature=self._temperature,
-            threads=self._threads,
+            threads=False,  # other blocks have the other cores
         )
 
     # ---- the linear system (I - J) x = b of a policy ---------------------------------------------
@@ -201,7 +199,7 @@ class StateBlock:
             matrix = self._backup.derivative(self._value, self._backed_up)
         else:
             matrix = self._backup.evaluation(self._policy.numpy())
-        self._matrix = StateBlocks(matrix, 1, threads=self._threads)
+        self._matrix = StateBlocks(matrix, 1, threads=False)
         if self._factors.direct:
             self._factors.factorise(self._own(matrix))
 

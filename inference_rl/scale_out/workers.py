@@ -11,6 +11,9 @@ TICK = 1.0
 STARTING = 180.0
 """Seconds that a worker may take until it does anything."""
 
+GRACE = 5.0
+"""Seconds in which a worker that is told to end may close its environments."""
+
 
 class WorkerLost(Exception):
     """A worker died, or hangs, and what it was asked has not been answered; another may do it."""
@@ -29,8 +32,8 @@ class Worker(abc.ABC):
     name: str
 
     @abc.abstractmethod
-    def send(self, request: bytes) -> None:
-        """Ask. :raises WorkerLost: it is."""
+    def send(self, request: bytes, patience: float) -> None:
+        """Ask. :raises WorkerLost: it is, or takes nothing for as long as is `allowed`."""
 
     @abc.abstractmethod
     def answered(self, seconds: float) -> bytes | None:
@@ -42,7 +45,12 @@ class Worker(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """End it, whatever it is doing, and what it holds."""
+        """End it, whatever it is doing, and what it holds: its environments first, if they let it
+        within `GRACE`."""
+
+    def allowed(self, patience: float) -> float:
+        """Seconds that it may take to do anything, if its environments may take `patience`."""
+        return patience if self.moves() else max(patience, STARTING)
 
     def receive(self, patience: float) -> bytes:
         """The answer, for which the environments may take `patience` seconds from move to move.
@@ -53,7 +61,7 @@ class Worker(abc.ABC):
         while (answer := self.answered(TICK)) is None:
             if (now := self.moves()) != moves:
                 moves, since = now, time.monotonic()
-            allowed = patience if moves else max(patience, STARTING)
+            allowed = self.allowed(patience)
             if time.monotonic() - since > allowed:
                 self.close()
                 raise WorkerLost(
