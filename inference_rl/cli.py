@@ -796,6 +796,7 @@ def main(arguments: list[str] | None = None) -> None:
     An error that nothing foresaw is one sentence too, that names its type and place; with the
     environment variable `INFERENCE_RL_TRACEBACK` set it is raised.
     """
+    command = None
     try:
         command = _parse(sys.argv[1:] if arguments is None else arguments)
         # What a user's own model prints would spoil the JSON.
@@ -811,8 +812,8 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         print(": ".join(["interrupted", *filter(None, [str(stop)])]), file=sys.stderr)
         raise SystemExit(128 + getattr(stop, "signal", signal.SIGINT)) from None
-    except Exception as error:  # a model's or a prior's code may raise anything, and so may a bug
-        if os.environ.get(TRACEBACK):
+    except (Exception, SystemExit) as error:  # of a model's or a prior's code, or of a bug
+        if command is None or os.environ.get(TRACEBACK):  # `--help` ends here too
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]
         said = " ".join([f"{type(error).__name__}:", *str(error).split()])

@@ -319,12 +319,18 @@ FAILING = BANDIT.replace(
 
 
 @pytest.mark.usefixtures("_quick_pictures")
-def test_a_trial_that_fails_is_noted_and_the_sweep_goes_on(tmp_path: Path, capsys: Capture) -> None:
-    (tmp_path / "bandit.py").write_text(FAILING.format('raise KeyError("lost")'))
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [('raise KeyError("lost")', "KeyError"), ("raise SystemExit(0)", "SystemExit: 0")],
+)
+def test_a_trial_that_fails_is_noted_and_the_sweep_goes_on(
+    what: str, why: str, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "bandit.py").write_text(FAILING.format(what))
     Path("ill").touch()
     result = small(trials=3)
     assert [trial.state for trial in result.trials] == ["complete", "failed", "complete"]
-    assert "KeyError" in str(result.trials[1].why)
+    assert why in str(result.trials[1].why)
     assert result.trials[1].score is None
     main(["sweep", "--resume", "sweep"])
     assert f"Failed: 1: {result.trials[1].why}" in capsys.readouterr().out

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from inference_rl import runs
-from inference_rl.environment import EnvironmentModel
+from inference_rl.environment import RAISED, EnvironmentModel
 from inference_rl.evaluation import evaluate
 from inference_rl.learning import checkpoints, scalars
 from inference_rl.learning.whereabouts import Episode
@@ -233,7 +233,7 @@ def _saving_what_was_learned(save: Callable[[], None]) -> Iterator[None]:
     """Should something fail within, `save` first."""
     try:
         yield
-    except Exception:
+    except RAISED:
         try:
             save()
         except OSError as failed:  # which must not hide why

@@ -23,6 +23,7 @@ from optuna.exceptions import OptunaError
 from optuna.trial import Trial, TrialState
 
 from inference_rl import runs
+from inference_rl.environment import RAISED
 from inference_rl.inference import infer, setup
 from inference_rl.learning.loop import Observer
 from inference_rl.simulate import EnvironmentFault
@@ -138,7 +139,7 @@ def perform(
             study.tell(trial, state=TrialState.PRUNED)
         except (OSError, OptunaError):
             raise
-        except Exception as error:  # a model's or a prior's code may raise anything
+        except RAISED as error:  # a model's or a prior's code may raise anything
             known = isinstance(error, ValueError | FloatingPointError | EnvironmentFault)
             said = [] if known else [f"{type(error).__name__}:"]
             fail(study, number, " ".join([*said, *str(error).split()]))
