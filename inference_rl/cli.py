@@ -205,6 +205,7 @@ class Infer:
 
     def run(self) -> dict[str, Any]:
         from inference_rl.inference import infer, setup
+        from inference_rl.scale_out import Workers
 
         if self.episodes < 0:
             raise ValueError(f"--episodes: expected 0 or more, got {self.episodes}")
@@ -229,7 +230,8 @@ class Infer:
                     workers=workers,
                     **where,
                 )
-                return _finish(result, out, self.episodes, progress, self.json)
+                patience = Workers.patience if workers is None else workers.patience
+                return _finish(result, out, self.episodes, patience, progress, self.json)
 
 
 @dataclasses.dataclass
@@ -245,6 +247,7 @@ class Resume:
 
     def run(self) -> dict[str, Any]:
         from inference_rl.inference.setup import read, resume
+        from inference_rl.scale_out import Workers
 
         workers = self.collecting.asked(self.dividing)
         noted = read(self.resume)["episodes"]
@@ -255,13 +258,15 @@ class Resume:
         ):
             result = resume(self.resume, progress=progress, workers=workers)
             episodes = Infer.episodes if noted is None else noted
-            return _finish(result, self.resume, episodes, progress, self.json)
+            patience = Workers.patience if workers is None else workers.patience
+            return _finish(result, self.resume, episodes, patience, progress, self.json)
 
 
 def _finish(
     result: InferenceResult,
     out: Path,
     episodes: int,
+    patience: float,
     progress: Callable[[str], None],
     quiet: bool,
 ) -> dict[str, Any]:
@@ -270,7 +275,7 @@ def _finish(
     from inference_rl.report import print_inference
 
     progress("evaluating")
-    evaluation = result.evaluate(episodes).summary() if episodes else None
+    evaluation = result.evaluate(episodes, patience=patience).summary() if episodes else None
     if evaluation is not None:
         result.metrics.append(evaluation)
     progress("saving")
@@ -303,6 +308,8 @@ class Evaluate:
     draws: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Trajectories to judge the guide by; 0 for none. Default: 1000 of a finite model, 200 of
     another program, none of a simulator, which would have to run them."""
+    patience: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 300.0
+    """What a step of the environments may take in the evaluation, before it stops."""
     seed: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Default: that of the run."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -322,6 +329,10 @@ class Evaluate:
             raise ValueError(f"--seed: expected 0 or more, got {self.seed}")
         if self.draws is not None and (self.draws < 0 or self.draws == 1):
             raise ValueError(f"--draws: expected 0, or at least 2, got {self.draws}")
+        if not self.patience > 0:
+            raise ValueError(
+                f"--patience: expected a positive number of seconds, got {self.patience}"
+            )
         if self.env_kwargs and self.target is None:
             raise ValueError("--env-kwargs was given without --target: name the target too")
         with _progress(self.json) as progress, _one_sentence():
@@ -333,7 +344,10 @@ class Evaluate:
                 result.source = _fitted(model, result.policy, self.run_directory)
             progress("evaluating")
             evaluation = result.evaluate(
-                self.episodes, seed=self.seed, deterministic=self.deterministic
+                self.episodes,
+                seed=self.seed,
+                deterministic=self.deterministic,
+                patience=self.patience,
             ).summary()
             progress("judging the guide")
             guide, no_guide_because = self._guide(result)

@@ -267,6 +267,92 @@ def test_a_program_that_leaves_does_not_take_the_command_along(
     assert checkpoints.exist(run) == bool(calls)
 
 
+HANGING = """
+import os, time
+import torch, pyro.distributions as dist
+from gymnasium.spaces import Discrete
+from inference_rl import EnvironmentModel
+
+CALLS = []
+
+class Hanging(EnvironmentModel):
+    state_space, action_space, discount, horizon = Discrete(2), Discrete(2), 0.9, 5
+    def initial_state(self):
+        return dist.Categorical(torch.ones(2) / 2)
+    def transition(self, state, action):
+        return dist.Categorical(torch.ones(*action.shape, 2) / 2)
+    def reward(self, state, action, next_state):
+        # Of two slots each in collection, of others in an evaluation, and for the objective.
+        CALLS.append(len(state))
+        if os.path.exists("ill") and CALLS[-1] == int(os.environ["SLOTS"]):
+            number = int(os.environ.get("SIGNAL", "0"))
+            if number:
+                os.kill(os.getpid(), number)
+            while True:
+                time.sleep(0.01)
+        return action.double()
+"""
+
+
+@pytest.fixture
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """An infer command whose model hangs where there are SLOTS of them, as long as it is ill."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(HANGING)
+    Path("ill").touch()
+    run = ["--out", "run", "--episodes", "7"]
+    return ["infer", "own.py", "policy-gradient", *WORDS, "--evaluation-episodes", "3", *run]
+
+
+@pytest.mark.parametrize(("slots", "steps"), [(3, 160), (32, 300), (7, 300)])
+def test_a_model_that_hangs_beyond_collection_is_stopped_too(
+    slots: int,
+    steps: int,
+    hanging: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In an evaluation, in estimating the objective, and in the evaluation at the end."""
+    monkeypatch.setenv("SLOTS", str(slots))
+    with pytest.raises(SystemExit) as stop:
+        main([*hanging, "--patience", "0.4"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    raised = r"reward of \d+ slots .* raised TimeoutError: it was not through after 0\.4 s"
+    how = "go on with: inference-rl infer --resume run$"
+    assert re.search(f"^error: Hanging, slot 0 .*: {raised}; {how}", said), said
+    assert checkpoints.load(Path("run"))[0] == steps
+    Path("ill").unlink()
+    main(["infer", "--resume", "run", "--json"])
+    capsys.readouterr()
+    Path("ill").touch()
+    monkeypatch.setenv("SLOTS", "9")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "run", "--episodes", "9", "--patience", "0.4"])
+    assert re.search(raised, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_evaluation_that_does_not_end(
+    number: int,
+    hanging: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SLOTS", "3")
+    monkeypatch.setenv("SIGNAL", str(int(number)))
+    with pytest.raises(SystemExit) as stop:
+        main(hanging)
+    assert stop.value.code == 128 + number
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("interrupted: stopped at 160 of 300 steps; go on with: ")
+    Path("ill").unlink()
+    main(["infer", "--resume", "run", "--json"])
+    main([*hanging, "--out", "whole", "--json"])
+    for name in ("policy.safetensors", "metrics.jsonl"):
+        assert (Path("run") / name).read_bytes() == (Path("whole") / name).read_bytes()
+
+
 def test_an_environment_that_never_ends_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Fragile, "fault", "never ends")
     monkeypatch.setattr("inference_rl.evaluation.STEP_LIMIT", 40)
