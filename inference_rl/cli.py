@@ -638,7 +638,7 @@ class Sweep:
     """End trials whose evaluations (--evaluate-every) stay below the median of those before."""
     dividing: Dividing = dataclasses.field(default_factory=Dividing)
     storage: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
-    """Of Optuna, noted in the directory as it is. Default: a database in the directory."""
+    """Of Optuna, noted in the directory, a password in it too. Default: a database there."""
     problem: Problem = dataclasses.field(default_factory=Problem)
     episodes: int = 100
     """Of the evaluation that a run is scored by, with actions drawn."""

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -505,6 +506,60 @@ def test_a_storage_of_ones_own_holds_several_sweeps(tmp_path: Path) -> None:
     assert resume("first").trials == first.trials
     with pytest.raises(ValueError, match="holds a study called 'first' already; choose another"):
         small("elsewhere/first", storage=url)
+
+
+def test_a_relative_database_is_found_from_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = small(trials=1, storage="sqlite:///own.db")
+    assert result.plan.storage == f"sqlite:///{tmp_path}/own.db"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert resume(tmp_path / "sweep").trials == result.trials
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("storage", [None, "sqlite:///own.db"])
+def test_a_sweep_whose_study_is_gone_is_refused(storage: str | None) -> None:
+    small(trials=1, storage=storage)
+    database = Path("own.db" if storage else "sweep/trials.db")
+    content = database.read_bytes()
+    database.unlink()
+    said = "storage: expected the study 'sweep', of which trials were run, in .*; put the database"
+    for again in (lambda: resume("sweep"), lambda: small(trials=1, storage=storage)):
+        with pytest.raises(ValueError, match=said):
+            again()
+    assert not database.exists()
+    open_study(f"sqlite:///{database}", "another", seed=0, prune=True)
+    with pytest.raises(ValueError, match=said):
+        resume("sweep")
+    database.write_bytes(content)
+    assert len(resume("sweep").trials) == 1
+
+
+def test_a_sweep_that_was_killed_before_there_was_a_study_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(task: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trials.Task, "open_study", killed)
+        with pytest.raises(Killed):
+            small(trials=1)
+    assert [trial.state for trial in resume("sweep").trials] == ["complete"]
+
+
+def test_a_run_of_other_settings_is_none_of_a_trial() -> None:
+    small(trials=1)
+    first, second = (trials.run_directory(Path("sweep"), number, 0) for number in (0, 1))
+    shutil.copytree(first, second)
+    _, refused = resume("sweep", trials=2).trials
+    assert refused.state == "failed"
+    assert re.search(r"0001/seed-0/run.json is of a run whose settings\.\S+ is", str(refused.why))
 
 
 @pytest.mark.parametrize(
