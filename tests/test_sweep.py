@@ -611,9 +611,20 @@ def test_a_damaged_sweep_is_named() -> None:
     small(trials=1)
     path = Path("sweep") / plans.PLAN
     text = path.read_text()
-    for changed in (text[:-9], text.replace('"policy-gradient"', '"unheard-of"'), "[]", "{}"):
+    deep = "[" * 10**5
+    odd = text.replace('"origin": {', '"origin": {"unheard": "of",')
+    for changed in (
+        text[:-9],
+        text.replace('"policy-gradient"', '"unheard-of"'),
+        "[]",
+        "{}",
+        deep,
+        odd,
+    ):
         path.write_text(changed)
-        with pytest.raises(ValueError, match=r"sweep.json is damaged \("):
+        with pytest.raises(
+            ValueError, match=r"sweep.json is damaged \(.*\); sweep again, into a new one"
+        ):
             resume("sweep")
     now = f'"format_version": {runs.FORMAT_VERSION}'
     path.write_text(text.replace(now, '"format_version": 99', 1))
