@@ -16,6 +16,8 @@ import torch
 from gymnasium.spaces import Discrete, Space
 from torch import Tensor
 
+from inference_rl.environment import RAISED
+
 
 class EnvironmentFault(RuntimeError):
     """An environment failed, or gave what it must not: which one, in which episode and step."""
@@ -28,7 +30,7 @@ def close(environment: Any, name: str) -> None:
     """
     try:
         environment.close()
-    except Exception as error:
+    except RAISED as error:
         warnings.warn(
             f"{name}: close raised {type(error).__name__}: {error}; what it holds may be left over",
             stacklevel=3,
@@ -195,10 +197,10 @@ class Slots:
         """`function(*given)`; whatever it raises becomes a fault of `slot`."""
         try:
             return function(*given)
-        except Exception as error:
+        except RAISED as error:
             raise self.raised(slot, method, error) from error
 
-    def raised(self, slot: int, method: str, error: Exception) -> EnvironmentFault:
+    def raised(self, slot: int, method: str, error: BaseException) -> EnvironmentFault:
         return self.fault(slot, f"{method} raised {type(error).__name__}: {error}")
 
     def check_finite(self, slots: np.ndarray, field: str, values: Tensor | np.ndarray) -> None:

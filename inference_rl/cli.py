@@ -205,6 +205,7 @@ class Infer:
 
     def run(self) -> dict[str, Any]:
         from inference_rl.inference import infer, setup
+        from inference_rl.scale_out import Workers
 
         if self.episodes < 0:
             raise ValueError(f"--episodes: expected 0 or more, got {self.episodes}")
@@ -237,7 +238,8 @@ class Infer:
                     workers=workers,
                     **where,
                 )
-                return _finish(result, out, self.episodes, progress, self.json)
+                patience = Workers.patience if workers is None else workers.patience
+                return _finish(result, out, self.episodes, patience, progress, self.json)
 
 
 @dataclasses.dataclass
@@ -253,6 +255,7 @@ class Resume:
 
     def run(self) -> dict[str, Any]:
         from inference_rl.inference.setup import read, resume
+        from inference_rl.scale_out import Workers
 
         workers = self.collecting.asked(self.dividing)
         noted = read(self.resume)["episodes"]
@@ -263,13 +266,15 @@ class Resume:
         ):
             result = resume(self.resume, progress=progress, workers=workers)
             episodes = Infer.episodes if noted is None else noted
-            return _finish(result, self.resume, episodes, progress, self.json)
+            patience = Workers.patience if workers is None else workers.patience
+            return _finish(result, self.resume, episodes, patience, progress, self.json)
 
 
 def _finish(
     result: InferenceResult,
     out: Path,
     episodes: int,
+    patience: float,
     progress: Callable[[str], None],
     quiet: bool,
 ) -> dict[str, Any]:
@@ -278,7 +283,7 @@ def _finish(
     from inference_rl.report import print_inference
 
     progress("evaluating")
-    evaluation = result.evaluate(episodes).summary() if episodes else None
+    evaluation = result.evaluate(episodes, patience=patience).summary() if episodes else None
     if evaluation is not None:
         result.metrics.append(evaluation)
     progress("saving")
@@ -313,6 +318,8 @@ class Evaluate:
     draws: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Trajectories to judge the guide by; 0 for none. Default: 1000 of a finite model, 200 of
     another program, none of a simulator, which would have to run them."""
+    patience: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 300.0
+    """What a step of the environments may take in the evaluation, before it stops."""
     seed: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Default: that of the run."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -332,6 +339,10 @@ class Evaluate:
             raise ValueError(f"--seed: expected 0 or more, got {self.seed}")
         if self.draws is not None and (self.draws < 0 or self.draws == 1):
             raise ValueError(f"--draws: expected 0, or at least 2, got {self.draws}")
+        if not self.patience > 0:
+            raise ValueError(
+                f"--patience: expected a positive number of seconds, got {self.patience}"
+            )
         if self.env_kwargs and self.target is None:
             raise ValueError("--env-kwargs was given without --target: name the target too")
         with _progress(self.json) as progress, _one_sentence():
@@ -343,7 +354,10 @@ class Evaluate:
                 result.source = _fitted(model, result.policy, self.run_directory)
             progress("evaluating")
             evaluation = result.evaluate(
-                self.episodes, seed=self.seed, deterministic=self.deterministic
+                self.episodes,
+                seed=self.seed,
+                deterministic=self.deterministic,
+                patience=self.patience,
             ).summary()
             progress("judging the guide")
             guide, no_guide_because = self._guide(result)
@@ -634,7 +648,7 @@ class Sweep:
     """End trials whose evaluations (--evaluate-every) stay below the median of those before."""
     dividing: Dividing = dataclasses.field(default_factory=Dividing)
     storage: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
-    """Of Optuna, noted in the directory as it is. Default: a database in the directory."""
+    """Of Optuna, noted in the directory, a password in it too. Default: a database there."""
     problem: Problem = dataclasses.field(default_factory=Problem)
     episodes: int = 100
     """Of the evaluation that a run is scored by, with actions drawn."""
@@ -806,6 +820,7 @@ def main(arguments: list[str] | None = None) -> None:
     An error that nothing foresaw is one sentence too, that names its type and place; with the
     environment variable `INFERENCE_RL_TRACEBACK` set it is raised.
     """
+    command = None
     try:
         command = _parse(sys.argv[1:] if arguments is None else arguments)
         # What a user's own model prints would spoil the JSON.
@@ -821,8 +836,8 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         print(": ".join(["interrupted", *filter(None, [str(stop)])]), file=sys.stderr)
         raise SystemExit(128 + getattr(stop, "signal", signal.SIGINT)) from None
-    except Exception as error:  # a model's or a prior's code may raise anything, and so may a bug
-        if os.environ.get(TRACEBACK):
+    except (Exception, SystemExit) as error:  # of a model's or a prior's code, or of a bug
+        if command is None or os.environ.get(TRACEBACK):  # `--help` ends here too
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]
         said = " ".join([f"{type(error).__name__}:", *str(error).split()])

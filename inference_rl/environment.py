@@ -20,6 +20,10 @@ from torch import Tensor
 from inference_rl.distributions import SparseCategorical, as_discrete, as_probs
 from inference_rl.priors import UniformPrior
 
+RAISED = (Exception, SystemExit)
+"""What the code of others may raise, and is blamed for: none of it may end this process, least of
+all with the exit code of success."""
+
 MOST_LABELS = 10_000
 """States beyond this many are called by number once they remember an action."""
 

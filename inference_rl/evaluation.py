@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,10 @@ STEP_LIMIT = 10_000
 
 REAL_BATCH, PROGRAM_BATCH = 64, 10_000
 """Episodes that run side by side, on real environments and in programs."""
+
+
+Watch = Callable[[Callable[[], int]], contextlib.AbstractContextManager[None]]
+"""What sees to environments, by how often they have moved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +86,14 @@ def evaluate(
     seed: int = 0,
     deterministic: bool = False,
     max_steps: int | None = None,
+    watch: Watch | None = None,
 ) -> Evaluation:
     """Run `policy` for some episodes on the real environment of `model`, or else on its program.
 
     :param deterministic: take the most likely action instead of drawing one.
     :param max_steps: cut episodes there, in place of `episode_limit`, unless they end before: at
         the horizon, or at the environment's own limit.
+    :param watch: within which episodes are run, such as `learning.patience.Limit.on`.
     :raises ValueError: no episodes to run, or no steps.
     :raises EnvironmentFault: the environment failed, or gave NaN; see `inference_rl.batch`.
 
@@ -104,6 +111,7 @@ def evaluate(
     with (
         torch.no_grad(),
         contextlib.closing(environments(model, min(size, episodes), limit)) as batch,
+        contextlib.nullcontext() if watch is None else watch(lambda: run.moves),
     ):
         for first in range(0, episodes, batch.size):
             run.wave(batch, np.arange(first, min(first + batch.size, episodes)), seeds)
@@ -145,17 +153,19 @@ class _Run:
         self.model, self.policy, self.deterministic = model, policy, deterministic
         self.returns, self.discounted = np.zeros((2, episodes))
         self.lengths = np.zeros(episodes, dtype=int)
-        self.cut = 0
+        self.cut = self.moves = 0
 
     def wave(self, batch: Environments, episodes: np.ndarray, seeds: np.ndarray) -> None:
         """Run `episodes` side by side from their start, so that all are at the same step."""
         slots = np.arange(len(episodes))
+        self.moves += 1
         state = batch.reset(slots, seeds[episodes])
         alive = batch.alive[slots]
         t, weight = 0, 1.0
         while alive.any():
             slots, state = slots[alive], state[torch.from_numpy(alive)]
             here = episodes[slots]
+            self.moves += 1
             step = batch.step(slots, self._act(state, t, seeds[here]))
             reward = step.reward.numpy()
             self.returns[here] += reward

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inference_rl import gymnasium_spaces
 from inference_rl.batch import Environments, Share, Slots, Step, close
-from inference_rl.environment import EnvironmentModel
+from inference_rl.environment import RAISED, EnvironmentModel
 
 
 class GymnasiumEnvironments(Environments):
@@ -70,7 +70,7 @@ class GymnasiumEnvironments(Environments):
         for i, slot in enumerate(slots.tolist()):
             try:
                 given = self.environments[slot].step(taken[i])
-            except Exception as error:
+            except RAISED as error:
                 raise self._slots.raised(slot, "step", error) from error
             if not (isinstance(given, tuple) and len(given) == 5):
                 raise self._slots.fault(

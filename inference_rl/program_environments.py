@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inference_rl.batch import EnvironmentFault, Environments, Share, Slots, Step
 from inference_rl.blocks import in_blocks, in_place
-from inference_rl.environment import EnvironmentModel
+from inference_rl.environment import RAISED, EnvironmentModel
 from inference_rl.randomness import STATES, draw
 
 
@@ -44,7 +44,7 @@ class ProgramEnvironments(Environments):
         self.alive = self._slots.alive
         try:
             self._start = model.initial_state()
-        except Exception as error:
+        except RAISED as error:
             raise EnvironmentFault(
                 f"{model.name}: initial_state raised {type(error).__name__}: {error}"
             ) from error
@@ -105,7 +105,7 @@ class ProgramEnvironments(Environments):
             return function(*given)
         except EnvironmentFault:
             raise
-        except Exception as error:
+        except RAISED as error:
             for row, slot in enumerate(slots):
                 self._slots.call(slot, method, function, *(part[row : row + 1] for part in given))
             raise self._slots.fault(

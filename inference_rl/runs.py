@@ -117,7 +117,7 @@ def directory_for(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".writable"
-        probe.touch()
+        os.close(no_link(str(probe), os.O_WRONLY | os.O_CREAT))
         probe.unlink()
     except FileExistsError as error:
         raise FileExistsError(f"{path} is a file; choose another directory with --out") from error

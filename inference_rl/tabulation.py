@@ -24,7 +24,7 @@ from inference_rl.distributions import (
     check_probabilities,
     checked_categoricals,
 )
-from inference_rl.environment import EnvironmentModel
+from inference_rl.environment import RAISED, EnvironmentModel
 from inference_rl.finite import FiniteModel, check_time, index_dtype, uniform_log_prior
 from inference_rl.priors import ActionPrior
 from inference_rl.state_rows import StateRows
@@ -245,7 +245,7 @@ def call(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """`function(*arguments)`; whatever it raises becomes a ValueError that says `where`."""
     try:
         return function(*arguments)
-    except Exception as error:
+    except RAISED as error:
         shapes = ", ".join(f"{a.dtype} {tuple(a.shape)}" for a in arguments) or "nothing"
         raise ValueError(
             f"{where} failed when called with {shapes}: {type(error).__name__}: {error}"

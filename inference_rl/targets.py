@@ -18,7 +18,7 @@ import gymnasium
 from gymnasium.spaces import Discrete
 
 from inference_rl.batch import close
-from inference_rl.environment import EnvironmentModel
+from inference_rl.environment import RAISED, EnvironmentModel
 from inference_rl.priors import ActionPrior
 from inference_rl.simulate import GymnasiumModel
 from inference_rl.toy_text import from_toy_text
@@ -156,7 +156,7 @@ def source_file(target: str, directory: str | Path = "") -> Path | None:
 def _from_gymnasium(target: str, kwargs: dict[str, Any]) -> EnvironmentModel:
     try:
         environment = gymnasium.make(target, **kwargs)
-    except Exception as error:
+    except RAISED as error:
         raise ValueError(
             f"{target}: Gymnasium could not make it with {kwargs or 'no arguments'}: "
             f"{type(error).__name__}: {error}"
@@ -185,7 +185,7 @@ def _construct(found: Any, kwargs: dict[str, Any], where: str) -> Any:
         )
     try:
         return found(**kwargs)
-    except Exception as error:
+    except RAISED as error:
         raise ValueError(
             f"{where}: {found.__name__} could not be constructed with "
             f"{kwargs or 'no arguments'}: {type(error).__name__}: {error}"

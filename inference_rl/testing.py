@@ -22,7 +22,7 @@ from torch import Tensor
 
 from inference_rl.batch import close
 from inference_rl.distributions import checked_categoricals
-from inference_rl.environment import EnvironmentModel, WithPreviousAction
+from inference_rl.environment import RAISED, EnvironmentModel, WithPreviousAction
 from inference_rl.finite import FiniteModel
 from inference_rl.fixed_point import check_every_state_ends
 from inference_rl.linear_gaussian import LinearGaussianModel
@@ -222,7 +222,7 @@ def _check_simulator(model: GymnasiumModel) -> list[str]:
         raise ValueError(f"{model.name}: Gymnasium's check_env says: {error}") from error
     except EnvironmentFault as error:
         raise ValueError(str(error)) from error
-    except Exception as error:
+    except RAISED as error:
         raise ValueError(
             f"{model.name}: it raised {type(error).__name__} in Gymnasium's check_env: {error}"
         ) from error

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from inference_rl import gymnasium_spaces
 from inference_rl.batch import EnvironmentFault, Environments, Slots, Step, close
-from inference_rl.environment import EnvironmentModel
+from inference_rl.environment import RAISED, EnvironmentModel
 from inference_rl.gymnasium_environments import to_31_bits
 
 PATIENCE = 1.0
@@ -193,7 +193,7 @@ class VectorEnvironments(Environments):
     def _call(self, method: str, function: Any) -> Any:
         try:
             return function()
-        except Exception as error:
+        except RAISED as error:
             self._failed = True
             if isinstance(self.vector_env, AsyncVectorEnv):
                 slot, what = _culprit(self.vector_env, error)
@@ -219,7 +219,7 @@ class VectorEnvironments(Environments):
         return states if self.model is None else self.model.observe(states, previous)
 
 
-def _culprit(vector_env: AsyncVectorEnv, error: Exception) -> tuple[int | None, str]:
+def _culprit(vector_env: AsyncVectorEnv, error: BaseException) -> tuple[int | None, str]:
     """The slot whose worker failed, if that can be told, and what it did."""
     if not isinstance(error, OSError | EOFError):
         shut = [slot for slot, pipe in enumerate(vector_env.parent_pipes) if pipe is None]

@@ -15,6 +15,7 @@ import torch
 from summing import contents, run
 
 from inference_rl import runs
+from inference_rl.diagnostics.page import save
 from inference_rl.learning import checkpoints
 
 
@@ -71,6 +72,26 @@ def test_nothing_is_written_through_a_link(name: str, tmp_path: Path) -> None:
         with pytest.raises(OSError, match="Too many levels of symbolic links"):
             run(own)
     assert victim.read_text() == "mine"
+
+
+def test_whether_a_directory_can_be_written_is_not_tried_through_a_link(tmp_path: Path) -> None:
+    own, outside = tmp_path / "run", tmp_path / "outside"
+    own.mkdir()
+    (own / ".writable").symlink_to(outside)
+    with pytest.raises(OSError, match=r"run cannot be written \(Too many levels of symbolic links"):
+        runs.directory_for(own)
+    assert not outside.exists()
+
+
+def test_no_picture_is_drawn_through_a_link(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    victim, picture = tmp_path / "victim", tmp_path / "policy.png"
+    victim.write_text("mine")
+    picture.symlink_to(victim)
+    save(Figure(figsize=(1, 1)), picture)
+    assert victim.read_text() == "mine"
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_no_metrics_are_added_through_a_link(

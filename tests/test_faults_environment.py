@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -50,6 +52,8 @@ class Fragile(gymnasium.Env[Any, Any]):
         self.place = self.np_random.uniform(-1, 1, 2).astype(np.float32)
         if self.fault == "raises in reset" and self.episodes == 7:
             raise RuntimeError("out of order")
+        if self.fault == "leaves in reset" and self.episodes == 7:
+            sys.exit(0)
         return self.place, {}
 
     def step(self, action: int) -> Any:
@@ -65,10 +69,14 @@ class Fragile(gymnasium.Env[Any, Any]):
     def close(self) -> None:
         if self.fault == "raises in close":
             raise RuntimeError("stuck")
+        if self.fault == "leaves in close":
+            sys.exit(0)
 
     def _failing(self, told: Any) -> Any:
         if self.fault == "raises in step":
             raise RuntimeError("out of order")
+        if self.fault == "leaves in step":
+            sys.exit(0)
         if self.fault == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         changed: dict[str, Any] = {
@@ -126,6 +134,8 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 SAYS = {
     "raises in reset": "step 0: reset raised RuntimeError: out of order",
     "raises in step": "step 4: step raised RuntimeError: out of order",
+    "leaves in reset": "step 0: reset raised SystemExit: 0",
+    "leaves in step": "step 4: step raised SystemExit: 0",
     "nan": "step 4: observation: expected finite numbers, got nan",
     "inf": "step 4: observation: expected finite numbers, got inf",
     "reward": "step 4: reward: expected finite numbers, got nan",
@@ -200,6 +210,149 @@ def test_a_simulator_that_dies_is_named_and_every_routine_saves_what_it_learned(
     assert resumed.metrics == infer(model, settings).metrics
 
 
+LEAVING = """
+import sys
+import torch, pyro.distributions as dist
+from gymnasium.spaces import Discrete
+from inference_rl import EnvironmentModel
+
+CALLS = []
+
+class Leaving(EnvironmentModel):
+    state_space, action_space, discount, horizon = Discrete(2), Discrete(2), 0.9, 5
+    def initial_state(self):
+        return dist.Categorical(torch.ones(2) / 2)
+    def transition(self, state, action):
+        return dist.Categorical(torch.ones(*action.shape, 2) / 2)
+    def reward(self, state, action, next_state):
+        CALLS.append(1)
+        if len(CALLS) > {calls}:
+            sys.exit(0)
+        return action.double()
+    def action_prior(self, state):
+        {prior}
+        return dist.Categorical(torch.ones(*state.shape, 2) / 2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("calls", "prior", "words", "said"),
+    [
+        (
+            40,
+            "",
+            ["policy-gradient", *WORDS],
+            r"Leaving, slot 0 .*: reward raised SystemExit: 0; go",
+        ),
+        (0, "", ["exact"], r"Leaving.reward failed when called with .*: SystemExit: 0"),
+        (0, "sys.exit(0)", ["policy-gradient", *WORDS], "SystemExit: 0"),
+    ],
+)
+def test_a_program_that_leaves_does_not_take_the_command_along(
+    calls: int,
+    prior: str,
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "own.py").write_text(LEAVING.format(calls=calls, prior=prior))
+    run = tmp_path / "run"
+    with pytest.raises(SystemExit) as stop:
+        main(["infer", str(tmp_path / "own.py"), *words, "--out", str(run)])
+    assert stop.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert re.search(f"^error: .*{said}", shown.err.splitlines()[-1]), shown.err
+    assert checkpoints.exist(run) == bool(calls)
+
+
+HANGING = """
+import os, time
+import torch, pyro.distributions as dist
+from gymnasium.spaces import Discrete
+from inference_rl import EnvironmentModel
+
+CALLS = []
+
+class Hanging(EnvironmentModel):
+    state_space, action_space, discount, horizon = Discrete(2), Discrete(2), 0.9, 5
+    def initial_state(self):
+        return dist.Categorical(torch.ones(2) / 2)
+    def transition(self, state, action):
+        return dist.Categorical(torch.ones(*action.shape, 2) / 2)
+    def reward(self, state, action, next_state):
+        # Of two slots each in collection, of others in an evaluation, and for the objective.
+        CALLS.append(len(state))
+        if os.path.exists("ill") and CALLS[-1] == int(os.environ["SLOTS"]):
+            number = int(os.environ.get("SIGNAL", "0"))
+            if number:
+                os.kill(os.getpid(), number)
+            while True:
+                time.sleep(0.01)
+        return action.double()
+"""
+
+
+@pytest.fixture
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """An infer command whose model hangs where there are SLOTS of them, as long as it is ill."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(HANGING)
+    Path("ill").touch()
+    run = ["--out", "run", "--episodes", "7"]
+    return ["infer", "own.py", "policy-gradient", *WORDS, "--evaluation-episodes", "3", *run]
+
+
+@pytest.mark.parametrize(("slots", "steps"), [(3, 160), (32, 300), (7, 300)])
+def test_a_model_that_hangs_beyond_collection_is_stopped_too(
+    slots: int,
+    steps: int,
+    hanging: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In an evaluation, in estimating the objective, and in the evaluation at the end."""
+    monkeypatch.setenv("SLOTS", str(slots))
+    with pytest.raises(SystemExit) as stop:
+        main([*hanging, "--patience", "0.4"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    raised = r"reward of \d+ slots .* raised TimeoutError: it was not through after 0\.4 s"
+    how = "go on with: inference-rl infer --resume run$"
+    assert re.search(f"^error: Hanging, slot 0 .*: {raised}; {how}", said), said
+    assert checkpoints.load(Path("run"))[0] == steps
+    Path("ill").unlink()
+    main(["infer", "--resume", "run", "--json"])
+    capsys.readouterr()
+    Path("ill").touch()
+    monkeypatch.setenv("SLOTS", "9")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "run", "--episodes", "9", "--patience", "0.4"])
+    assert re.search(raised, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_evaluation_that_does_not_end(
+    number: int,
+    hanging: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SLOTS", "3")
+    monkeypatch.setenv("SIGNAL", str(int(number)))
+    with pytest.raises(SystemExit) as stop:
+        main(hanging)
+    assert stop.value.code == 128 + number
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("interrupted: stopped at 160 of 300 steps; go on with: ")
+    Path("ill").unlink()
+    main(["infer", "--resume", "run", "--json"])
+    main([*hanging, "--out", "whole", "--json"])
+    for name in ("policy.safetensors", "metrics.jsonl"):
+        assert (Path("run") / name).read_bytes() == (Path("whole") / name).read_bytes()
+
+
 def test_an_environment_that_never_ends_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Fragile, "fault", "never ends")
     monkeypatch.setattr("inference_rl.evaluation.STEP_LIMIT", 40)
@@ -237,6 +390,7 @@ def left_over(vector_env: VectorEnv) -> list[int]:
 IN_VECTORS = {
     "raises in step": {"sync": "raised RuntimeError: out of order", "async": "out of order"},
     "raises in reset": {"sync": "raised RuntimeError: out of order", "async": "out of order"},
+    "leaves in step": {"sync": "step of 3 slots raised SystemExit: 0"},
     "nan": dict.fromkeys(("sync", "async"), "observation: expected finite numbers, got nan"),
     "inf": dict.fromkeys(("sync", "async"), "observation: expected finite numbers, got inf"),
     "reward": dict.fromkeys(("sync", "async"), "reward: expected finite numbers, got nan"),
@@ -337,15 +491,19 @@ def test_workers_collect_what_one_process_does() -> None:
     assert json.dumps(alone.reward.tolist()) == json.dumps(together.reward.tolist())
 
 
+@pytest.mark.parametrize(
+    ("fault", "raised"),
+    [("raises in close", "RuntimeError: stuck"), ("leaves in close", "SystemExit: 0")],
+)
 def test_an_environment_that_cannot_be_closed_loses_nothing(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: str, raised: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Fragile, "fault", "raises in close")
+    monkeypatch.setattr(Fragile, "fault", fault)
     run = tmp_path / "run"
-    with pytest.warns(UserWarning, match="close raised RuntimeError: stuck") as caught:
+    with pytest.warns(UserWarning, match=f"close raised {raised}") as caught:
         infer(load_target("Fragile-v0"), PolicyGradient(**SETTINGS), directory=run).save(run)
     said = {str(warning.message) for warning in caught}
-    what = "close raised RuntimeError: stuck; what it holds may be left over"
+    what = f"close raised {raised}; what it holds may be left over"
     assert said >= {f"Fragile-v0: {what}", *(f"Fragile-v0, slot {i}: {what}" for i in (0, 1))}
     assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     with pytest.warns(UserWarning, match="DummyVectorEnv|SyncVectorEnv.*: close raised"):

@@ -527,8 +527,10 @@ def test_what_cannot_be_resumed(
     setup = json.loads((run / "setup.json").read_text())
     (run / "setup.json").write_text(json.dumps(setup | {"version": "0.0.0"}))
     assert "whose version is '0.0.0'" in refused(["infer", "--resume", str(run)], capsys)
-    (run / "setup.json").write_text("{")
-    assert "is damaged" in refused(["infer", "--resume", str(run)], capsys)
+    for damaged in ("{", "[" * 10**5):
+        (run / "setup.json").write_text(damaged)
+        said = refused(["infer", "--resume", str(run)], capsys)
+        assert re.search(r"setup.json is damaged \(.*\); infer again, into a new run", said)
     (run / "setup.json").write_text(json.dumps(setup))
     main(["infer", "--resume", str(run), "--json"])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -319,12 +320,18 @@ FAILING = BANDIT.replace(
 
 
 @pytest.mark.usefixtures("_quick_pictures")
-def test_a_trial_that_fails_is_noted_and_the_sweep_goes_on(tmp_path: Path, capsys: Capture) -> None:
-    (tmp_path / "bandit.py").write_text(FAILING.format('raise KeyError("lost")'))
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [('raise KeyError("lost")', "KeyError"), ("raise SystemExit(0)", "SystemExit: 0")],
+)
+def test_a_trial_that_fails_is_noted_and_the_sweep_goes_on(
+    what: str, why: str, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "bandit.py").write_text(FAILING.format(what))
     Path("ill").touch()
     result = small(trials=3)
     assert [trial.state for trial in result.trials] == ["complete", "failed", "complete"]
-    assert "KeyError" in str(result.trials[1].why)
+    assert why in str(result.trials[1].why)
     assert result.trials[1].score is None
     main(["sweep", "--resume", "sweep"])
     assert f"Failed: 1: {result.trials[1].why}" in capsys.readouterr().out
@@ -501,6 +508,60 @@ def test_a_storage_of_ones_own_holds_several_sweeps(tmp_path: Path) -> None:
         small("elsewhere/first", storage=url)
 
 
+def test_a_relative_database_is_found_from_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = small(trials=1, storage="sqlite:///own.db")
+    assert result.plan.storage == f"sqlite:///{tmp_path}/own.db"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert resume(tmp_path / "sweep").trials == result.trials
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("storage", [None, "sqlite:///own.db"])
+def test_a_sweep_whose_study_is_gone_is_refused(storage: str | None) -> None:
+    small(trials=1, storage=storage)
+    database = Path("own.db" if storage else "sweep/trials.db")
+    content = database.read_bytes()
+    database.unlink()
+    said = "storage: expected the study 'sweep', of which trials were run, in .*; put the database"
+    for again in (lambda: resume("sweep"), lambda: small(trials=1, storage=storage)):
+        with pytest.raises(ValueError, match=said):
+            again()
+    assert not database.exists()
+    open_study(f"sqlite:///{database}", "another", seed=0, prune=True)
+    with pytest.raises(ValueError, match=said):
+        resume("sweep")
+    database.write_bytes(content)
+    assert len(resume("sweep").trials) == 1
+
+
+def test_a_sweep_that_was_killed_before_there_was_a_study_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(task: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trials.Task, "open_study", killed)
+        with pytest.raises(Killed):
+            small(trials=1)
+    assert [trial.state for trial in resume("sweep").trials] == ["complete"]
+
+
+def test_a_run_of_other_settings_is_none_of_a_trial() -> None:
+    small(trials=1)
+    first, second = (trials.run_directory(Path("sweep"), number, 0) for number in (0, 1))
+    shutil.copytree(first, second)
+    _, refused = resume("sweep", trials=2).trials
+    assert refused.state == "failed"
+    assert re.search(r"0001/seed-0/run.json is of a run whose settings\.\S+ is", str(refused.why))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -550,9 +611,20 @@ def test_a_damaged_sweep_is_named() -> None:
     small(trials=1)
     path = Path("sweep") / plans.PLAN
     text = path.read_text()
-    for changed in (text[:-9], text.replace('"policy-gradient"', '"unheard-of"'), "[]", "{}"):
+    deep = "[" * 10**5
+    odd = text.replace('"origin": {', '"origin": {"unheard": "of",')
+    for changed in (
+        text[:-9],
+        text.replace('"policy-gradient"', '"unheard-of"'),
+        "[]",
+        "{}",
+        deep,
+        odd,
+    ):
         path.write_text(changed)
-        with pytest.raises(ValueError, match=r"sweep.json is damaged \("):
+        with pytest.raises(
+            ValueError, match=r"sweep.json is damaged \(.*\); sweep again, into a new one"
+        ):
             resume("sweep")
     now = f'"format_version": {runs.FORMAT_VERSION}'
     path.write_text(text.replace(now, '"format_version": 99', 1))

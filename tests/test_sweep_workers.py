@@ -58,6 +58,8 @@ def test_a_process_that_dies_is_replaced() -> None:
     assert outcomes[(9,)] == Outcome(died="by SIGKILL")
     assert outcomes[(15,)] == Outcome(stopped=signal.SIGTERM)
     assert outcomes[(0,)].value is None  # in yet another process
+    left = dict(in_processes("sys:exit", taken((0,)), 1))
+    assert left == {(0,): Outcome(raised="SystemExit: 0")}
     assert dict(in_processes("os:_exit", taken((3,)), 1)) == {(3,): Outcome(died="with code 3")}
     assert gone(marker)
 

@@ -6,12 +6,15 @@ are laid out in inches, so that letters keep their size whatever the model's.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inference_rl import runs
 from inference_rl.inference import InferenceResult
 
 if TYPE_CHECKING:
@@ -216,6 +219,14 @@ def no_frame(axes: Axes) -> None:
     """No lines and no ticks, as of bars beside their labels."""
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file, which replaces whatever is there."""
+    drawn = io.BytesIO()
+    with plain_style():
+        figure.savefig(drawn, format="png", dpi=DPI)
+    runs.write_durably(path, drawn.getvalue())
 
 
 def plain_style() -> Any:

@@ -14,7 +14,7 @@ from inference_rl.diagnostics.finite_tables import Tables
 from inference_rl.diagnostics.grid_pictures import grid_figure
 from inference_rl.diagnostics.learning_pictures import learning_figure
 from inference_rl.diagnostics.linear_gaussian_pictures import linear_gaussian_figure
-from inference_rl.diagnostics.page import DPI, plain_style
+from inference_rl.diagnostics.page import plain_style, save
 from inference_rl.diagnostics.table_pictures import table_figure
 from inference_rl.finite import FiniteModel
 from inference_rl.inference import InferenceResult
@@ -35,8 +35,7 @@ def draw_policy(result: InferenceResult, path: str | Path) -> Path:
     path = Path(path)
     figure = policy_figure(result)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with plain_style():
-        figure.savefig(path, format="png", dpi=DPI)
+    save(figure, path)
     return path
 
 

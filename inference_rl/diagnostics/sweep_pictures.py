@@ -7,7 +7,16 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference_rl.diagnostics.page import COLOURS, DPI, FAINT, INK, MUTED, open_frame, plain_style
+from inference_rl.diagnostics.page import (
+    COLOURS,
+    DPI,
+    FAINT,
+    INK,
+    MUTED,
+    open_frame,
+    plain_style,
+    save,
+)
 from inference_rl.search_spaces import Choice, LogUniform, Uniform, text_of
 from inference_rl.sweeping.results import SweepResult, TrialResult
 
@@ -21,9 +30,7 @@ ACROSS = 3
 
 def draw_sweep(result: SweepResult, path: str | Path) -> Path:
     """Draw a sweep as a PNG file, which is overwritten; see `sweep_figure`."""
-    figure = sweep_figure(result)
-    with plain_style():
-        figure.savefig(path, format="png", dpi=DPI)
+    save(sweep_figure(result), Path(path))
     return Path(path)
 
 

@@ -323,26 +323,31 @@ class InferenceResult:
         seed: int | None = None,
         deterministic: bool = False,
         max_steps: int | None = None,
+        patience: float = Workers.patience,
     ) -> Evaluation:
         """Run the policy on the real environment; see `inference_rl.simulate.evaluate`.
 
         :param seed: of episodes that are none of those it was learned from; that of the run if
             not given.
+        :param patience: seconds that a step may take; see `learning.patience.Limit`.
         :warns UserWarning: it is the posterior's, which counts on luck that is not there.
         """
+        from inference_rl.learning.patience import Limit
         from inference_rl.randomness import derived
         from inference_rl.simulate import evaluate
 
         warn_of_optimism(self, stacklevel=3)
 
-        return evaluate(
-            self.model,
-            self.policy,
-            episodes=episodes,
-            seed=derived(self.seed if seed is None else seed, "evaluation"),
-            deterministic=deterministic,
-            max_steps=max_steps,
-        )
+        with Limit(patience).kept() as limit:
+            return evaluate(
+                self.model,
+                self.policy,
+                episodes=episodes,
+                seed=derived(self.seed if seed is None else seed, "evaluation"),
+                deterministic=deterministic,
+                max_steps=max_steps,
+                watch=limit.on,
+            )
 
     def sample(
         self, draws: int = 1000, *, horizon: int | None = None, seed: int | None = None

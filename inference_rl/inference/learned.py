@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from inference_rl.environment import EnvironmentModel
     from inference_rl.learning.collection import Segment
     from inference_rl.learning.loop import Learner
+    from inference_rl.learning.patience import Limit
     from inference_rl.networks import Architecture, ModulePolicy, StateFunction
     from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
@@ -397,11 +398,14 @@ def run(
     import torch
 
     from inference_rl.learning.loop import Schedule, learn
+    from inference_rl.learning.patience import Limit
     from inference_rl.learning.scalars import check_available
     from inference_rl.prior_checks import check_prior, states_to_act_in
     from inference_rl.randomness import derived
+    from inference_rl.scale_out import Workers
 
     started = time.perf_counter()
+    workers = Workers(0) if workers is None else workers
     if getattr(settings, "device", "cpu") == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: expected 'cpu', for torch sees no CUDA device here, got 'cuda'")
     if settings.tensorboard:
@@ -430,7 +434,10 @@ def run(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with _collector(settings, model, seed, workers) as collector:
+        with (
+            Limit(workers.patience).kept() as limit,
+            _collector(settings, model, seed, workers, limit) as collector,
+        ):
             metrics = learn(
                 model,
                 learner,
@@ -441,6 +448,7 @@ def run(
                 setup=noted,
                 tensorboard=settings.tensorboard,
                 progress=progress,
+                watch=limit.on,
             )
     finally:
         torch.set_num_threads(threads)
@@ -452,7 +460,8 @@ def run(
     if progress is not None:
         progress("estimating the objective")
     rho = getattr(learner, "prior", rho)  # which may have been learned
-    episodes = sampled_parts(model, learner.policy, rho, derived(seed, "objective"))
+    with Limit(workers.patience).kept() as limit:
+        episodes = sampled_parts(model, learner.policy, rho, derived(seed, "objective"), limit)
     temperature = learner.tempering.temperature
     objective, standard_error = estimated_objective(episodes, temperature)
     result = InferenceResult(
@@ -480,21 +489,20 @@ def run(
 
 @contextlib.contextmanager
 def _collector(
-    settings: Any, model: EnvironmentModel, seed: int, workers: Workers | None
+    settings: Any, model: EnvironmentModel, seed: int, workers: Workers, watch: Limit
 ) -> Iterator[Any]:
-    """What collects for a run: environments of this process, or workers."""
+    """What collects for a run: environments of this process, or workers.
+
+    :param watch: limits the time of a step in this process.
+    """
     from inference_rl.evaluation import episode_limit
     from inference_rl.learning.collection import Collector
-    from inference_rl.learning.patience import Limit
-    from inference_rl.scale_out import Workers
     from inference_rl.scale_out.collector import divided
     from inference_rl.simulate import environments
 
     size, limit = settings.environments, episode_limit(model)
-    workers = Workers(0) if workers is None else workers
     if workers.count == 0:
-        patience = Limit(workers.patience).kept()
-        with contextlib.closing(environments(model, size, limit)) as batch, patience as watch:
+        with contextlib.closing(environments(model, size, limit)) as batch:
             yield Collector(batch, seed, limit=watch)
         return
     if workers.ahead and not hasattr(settings, "updates_per_step"):
@@ -604,11 +612,17 @@ def _with_last_state(data: Segment) -> Tensor:
 
 
 def sampled_parts(
-    model: EnvironmentModel, policy: Policy, prior: ActionPrior, seed: int
+    model: EnvironmentModel,
+    policy: Policy,
+    prior: ActionPrior,
+    seed: int,
+    limit: Limit | None = None,
 ) -> list[ObjectiveParts]:
     """What J is made of, in each of `OBJECTIVE_EPISODES` episodes of `policy`.
 
     Episodes are cut after `objective_steps`.
+
+    :param limit: to the time of a step.
     """
     import torch
 
@@ -616,7 +630,7 @@ def sampled_parts(
     from inference_rl.simulate import environments
 
     batch = environments(model, OBJECTIVE_EPISODES, objective_steps(model))
-    collector = Collector(batch, seed)
+    collector = Collector(batch, seed, limit=limit)
     try:
         data = collector.collect_episodes(policy)
     finally:

@@ -142,7 +142,7 @@ def read(directory: str | Path) -> dict[str, Any]:
         setup["routine"], setup["settings"].items(), setup["seed"], setup["origin"], setup["prior"]
         if not isinstance(setup["episodes"], int | None):
             raise TypeError(f"episodes: expected a number or null, got {setup['episodes']!r}")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); infer again, into a new run") from error
     return setup
 
@@ -207,21 +207,23 @@ def _ahead(workers: int | Workers | None) -> Workers:
     return dataclasses.replace(given, count=max(given.count, 1), ahead=True)
 
 
-def loaded(origin: Any, path: Path) -> tuple[EnvironmentModel, ActionPrior | None]:
+def loaded(
+    origin: Any, path: Path, again: str = "infer again, into a new run"
+) -> tuple[EnvironmentModel, ActionPrior | None]:
     """The target and the prior that a run names, which runs their code.
 
-    :param path: of the file that names them.
+    :param path: of the file that names them. :param again: what to do if that is damaged.
     :raises ValueError: there are none such any more, or the file is damaged.
     """
     from inference_rl.targets import load_prior, load_target
 
     if not isinstance(origin, dict):
-        raise ValueError(f"{path} is damaged (origin {origin!r}); infer again, into a new run")
+        raise ValueError(f"{path} is damaged (origin {origin!r}); {again}")
     named = origin.get("prior")
     try:
         model = load_target(**{name: value for name, value in origin.items() if name != "prior"})
     except TypeError as error:
-        raise ValueError(f"{path} is damaged ({error}); infer again, into a new run") from error
+        raise ValueError(f"{path} is damaged ({error}); {again}") from error
     if named is None:
         return model, None
     prior = load_prior(named["name"], model, named["kwargs"], directory=origin["directory"])

@@ -23,8 +23,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from inference_rl import runs
-from inference_rl.environment import EnvironmentModel
-from inference_rl.evaluation import evaluate
+from inference_rl.environment import RAISED, EnvironmentModel
+from inference_rl.evaluation import Watch, evaluate
 from inference_rl.learning import checkpoints, scalars
 from inference_rl.learning.whereabouts import Episode
 from inference_rl.policies import Policy
@@ -122,6 +122,7 @@ def learn(
     setup: dict[str, Any] | None = None,
     tensorboard: bool = False,
     progress: Callable[[str], None] | None = None,
+    watch: Watch | None = None,
 ) -> list[dict[str, Any]]:
     """Run rounds until `total_steps` have been taken, from the last checkpoint in `run` on.
 
@@ -131,6 +132,7 @@ def learn(
     :param run: where to save; nothing is saved without.
     :param progress: called now and then; an `Observer` hears of evaluations too.
     :param setup: what the run is, JSON; kept in its checkpoints, which those of no other run match.
+    :param watch: within which evaluations are run, as `evaluate` says.
     :param tensorboard: write the metrics for TensorBoard too, in `run`.
     :returns: the metrics, one dict an evaluation.
     :raises Interrupted: SIGINT or SIGTERM came; the run was saved first.
@@ -184,17 +186,18 @@ def learn(
         asked_to_stop = stack.enter_context(_signals(run is not None))
 
         def stop_if_asked() -> None:
-            if asked_to_stop():
+            if asked_to_stop.number:
                 save()
                 words = f"stopped at {_share(steps, schedule.total_steps)}"
-                raise Interrupted(words, asked_to_stop())
+                raise Interrupted(words, asked_to_stop.number)
 
         while True:
             if due:
                 if progress is not None:
                     progress(f"{_share(steps, schedule.total_steps)} · evaluating")
-                with _saving_what_was_learned(save):
-                    found = _evaluations(model, learner.policy, schedule.evaluation_episodes, seed)
+                episodes = schedule.evaluation_episodes
+                with asked_to_stop.at_once(stop_if_asked), _saving_what_was_learned(save):
+                    found = _evaluations(model, learner.policy, episodes, seed, watch)
                 aims = learner.tempering.targets
                 row = {"steps": steps, **latest, **aims, **_training(collector), **found}
                 metrics.append(row)
@@ -237,7 +240,7 @@ def _saving_what_was_learned(save: Callable[[], None]) -> Iterator[None]:
     """Should something fail within, `save` first."""
     try:
         yield
-    except Exception:
+    except RAISED:
         try:
             save()
         except OSError as failed:  # which must not hide why
@@ -307,7 +310,7 @@ def _training(collector: Collector) -> dict[str, float]:
 
 
 def _evaluations(
-    model: EnvironmentModel, policy: Policy, episodes: int, seed: int
+    model: EnvironmentModel, policy: Policy, episodes: int, seed: int, watch: Watch | None
 ) -> dict[str, Any]:
     if not episodes:
         return {}
@@ -318,6 +321,7 @@ def _evaluations(
             episodes=episodes,
             seed=derived(seed, "evaluation"),
             deterministic=deterministic,
+            watch=watch,
         ).summary()
         for name, deterministic in (("stochastic", False), ("deterministic", True))
     }
@@ -351,23 +355,52 @@ def _words(steps: int, total: int, rate: float, at: float | None, latest: dict[s
     return " · ".join(parts)
 
 
-@contextlib.contextmanager
-def _signals(wanted: bool) -> Iterator[Callable[[], int]]:
-    """Which of SIGINT and SIGTERM came, 0 for none; the first waits for the round's end, a second
-    does not."""
-    asked: list[int] = []
-    if not wanted or threading.current_thread() is not threading.main_thread():
-        yield lambda: 0
-        return
+class _Now(KeyboardInterrupt):
+    """A signal came where nothing is lost by stopping at once."""
 
-    def handle(number: int, frame: Any) -> None:
-        if asked:
+
+class _Asked:
+    """Which of SIGINT and SIGTERM came; the first waits for the round's end, a second does not.
+
+    :ivar number: of the first one, 0 for none.
+    """
+
+    def __init__(self) -> None:
+        self.number, self._waits = 0, True
+
+    def handle(self, number: int, frame: Any) -> None:
+        if self.number:
             raise Interrupted("stopped at once, by a second signal, without saving", number)
-        asked.append(number)
+        self.number = number
+        if not self._waits:
+            raise _Now
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    @contextlib.contextmanager
+    def at_once(self, stop: Callable[[], None]) -> Iterator[None]:
+        """Within this context the first one does not wait either: what goes on is left, for
+        `stop`, which raises."""
+        try:
+            self._waits = False
+            if self.number:
+                raise _Now
+            yield
+        except _Now:
+            stop()
+        finally:
+            self._waits = True
+
+
+@contextlib.contextmanager
+def _signals(wanted: bool) -> Iterator[_Asked]:
+    """What asks to stop, within this context."""
+    asked = _Asked()
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, asked.handle) for number in numbers}
     try:
-        yield lambda: asked[0] if asked else 0
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

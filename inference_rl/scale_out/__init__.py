@@ -24,7 +24,8 @@ class Workers:
     :ivar address: of the cluster, as `ray.init` takes it; None for that of RAY_ADDRESS, or one of
         this machine alone.
     :ivar patience: seconds that a step of the environments may take. A worker that takes longer is
-        lost, and replaced; this process stops, with an `EnvironmentFault`.
+        lost, and replaced; this process stops, with an `EnvironmentFault`, unless it is in code of
+        another language that never comes back to Python; see `learning.patience.Limit`.
     :ivar ahead: let them collect the next round while this process learns from the last one. The
         policy that collects is then one round older than the one that learns, no more and no less.
         For routines that learn from replay only.

@@ -68,7 +68,7 @@ def sweep(
     :param prune: end trials whose evaluations stay below the median of those before, from the
         sixth trial on.
     :param storage: URL of Optuna's storage, in place of a database in `directory`; it is noted
-        there as it is. The study has the name of the directory.
+        there, a password in it too. The study has the name of the directory.
     :param workers: trials at once, each in a process, or on Ray as a task of it, of which a file
         system must be shared; 1 runs them in this process.
     :raises ValueError: a number out of range, nothing to search or a space that does not fit, a
@@ -91,19 +91,20 @@ def sweep(
     path = Path(directory)
     if any((path / name).exists() for name in (runs.MANIFEST, setup.SETUP)):
         raise FileExistsError(f"{path} holds a run; choose another directory with --out")
+    from inference_rl.sweeping.study import absolute, check_free
+
     plan = plans.Plan(
         setup=plans.described(routine, model, prior, {"seed": seed, "episodes": episodes}),
         search={name: str(space) for name, space in spaces.items()},
         trials=trials,
         seeds=seeds,
         prune=prune,
-        storage=storage,
+        storage=None if storage is None else absolute(storage),
         study=path.resolve().name,
     )
     workers = _checked(workers, plan.setup)
     is_new = not (path / plans.PLAN).exists()
     with runs.held(runs.directory_for(path), plans.PATIENCE) as handle:
-        from inference_rl.sweeping.study import check_free
         from inference_rl.sweeping.trial import Task
 
         if not is_new:
@@ -131,7 +132,7 @@ def resume(
     :param trials: in all, in place of the number it was begun with.
     :raises FileNotFoundError: there is none.
     :raises ValueError, OSError, Interrupted: as `sweep`; or its target or prior were made in
-        Python, or are not what they were.
+        Python, or are not what they were; or the storage has lost the sweep.
     """
     from inference_rl.sweeping import plan as plans
 

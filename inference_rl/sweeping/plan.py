@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from inference_rl.environment import EnvironmentModel
     from inference_rl.priors import ActionPrior
 
+AGAIN = "sweep again, into a new one"
+
 PLAN = "sweep.json"
 DATABASE = "trials.db"
 
@@ -77,7 +79,7 @@ class Plan:
                 "hold; go on with it in Python, in one process, by sweep(...) with the same as "
                 "before"
             )
-        model, prior = setup.loaded(self.setup["origin"], path)
+        model, prior = setup.loaded(self.setup["origin"], path, AGAIN)
         check_same(path, self.setup, described(self.routine, model, prior, self.setup))
         return model, prior
 
@@ -110,8 +112,8 @@ def read(directory: Path) -> Plan:
     try:
         told = json.loads(path.read_bytes())
         version = told.pop("format_version")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); sweep again, into a new one") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {AGAIN}") from error
     if version != runs.FORMAT_VERSION:
         raise ValueError(
             f"{path} has format version {version}, and this version reads {runs.FORMAT_VERSION}; "
@@ -123,5 +125,5 @@ def read(directory: Path) -> Plan:
             raise ValueError(f"unknown routine {plan.setup['routine']!r}")
         plan.routine, plan.spaces, plan.run_seeds, plan.trials >= 1, plan.setup["origin"]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); sweep again, into a new one") from error
+        raise ValueError(f"{path} is damaged ({error}); {AGAIN}") from error
     return plan

@@ -7,6 +7,8 @@ hyper-parameter optimization", NIPS 24 (the tree-structured Parzen estimator).
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
@@ -55,12 +57,18 @@ class ByNumber(BaseSampler):
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
 
-def open_study(url: str, name: str, *, seed: int, prune: bool) -> Study:
+def open_study(url: str, name: str, *, seed: int, prune: bool, begun: bool = False) -> Study:
     """The study called `name` in the storage at `url`, made if need be.
 
     :param prune: end trials that are worse than the median of those before, of five at least.
-    :raises ValueError: the storage cannot be opened.
+    :param begun: trials of it were run, so that it is there.
+    :raises ValueError: the storage cannot be opened, or the study is gone from it.
     """
+    if begun and not _holds(url, name):
+        raise ValueError(
+            f"storage: expected the study {name!r}, of which trials were run, in {url}, got none; "
+            "put the database back where it was, or sweep again, into a new directory"
+        )
     return optuna.create_study(
         storage=_storage(url),
         study_name=name,
@@ -73,11 +81,32 @@ def open_study(url: str, name: str, *, seed: int, prune: bool) -> Study:
 
 def check_free(url: str, name: str) -> None:
     """:raises ValueError: the storage cannot be opened, or holds a study of that name."""
-    if name in [study.study_name for study in _storage(url).get_all_studies()]:
+    if _holds(url, name):
         raise ValueError(
             f"storage: {url} holds a study called {name!r} already; choose another directory with "
             "--out, whose name the study takes"
         )
+
+
+def absolute(url: str) -> str:
+    """`url`, which names the same database from any directory, if that is a file."""
+    kind, _, _ = url.partition(":///")
+    return url if (file := _file(url)) is None else f"{kind}:///{file}"
+
+
+def _file(url: str) -> Path | None:
+    """The file that is the database at `url`, if it is one."""
+    kind, _, path = url.partition(":///")
+    is_file = kind.partition("+")[0] == "sqlite" and path and not path.startswith((":", "file:"))
+    return Path(path).absolute() if is_file else None
+
+
+def _holds(url: str, name: str) -> bool:
+    """:raises ValueError: the storage cannot be opened."""
+    file = _file(url)
+    if file is not None and not Path(str(file).partition("?")[0]).exists():
+        return False  # rather than making it by looking
+    return name in [study.study_name for study in _storage(url).get_all_studies()]
 
 
 def _storage(url: str) -> optuna.storages.RDBStorage:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import shutil
 import warnings
 from collections.abc import Callable
@@ -23,7 +24,9 @@ from optuna.exceptions import OptunaError
 from optuna.trial import Trial, TrialState
 
 from inference_rl import runs
-from inference_rl.inference import infer, setup
+from inference_rl.environment import RAISED
+from inference_rl.inference import infer, settings_as_json, setup
+from inference_rl.learning.checkpoints import check_same
 from inference_rl.learning.loop import Observer
 from inference_rl.simulate import EnvironmentFault
 from inference_rl.sweeping import plan as plans
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
 
     from inference_rl.environment import EnvironmentModel
     from inference_rl.priors import ActionPrior
+
+
+TRIALS = "trials"
 
 
 class _Pruned(Exception):
@@ -99,7 +105,13 @@ class Task:
     def open_study(self) -> Study:
         plan = self.plan
         url = plan.url(self.directory)
-        return open_study(url, plan.study, seed=plan.setup["seed"], prune=plan.prune)
+        return open_study(
+            url,
+            plan.study,
+            seed=plan.setup["seed"],
+            prune=plan.prune,
+            begun=(self.directory / TRIALS).exists(),
+        )
 
 
 def load(directory: Path) -> Task:
@@ -138,7 +150,7 @@ def perform(
             study.tell(trial, state=TrialState.PRUNED)
         except (OSError, OptunaError):
             raise
-        except Exception as error:  # a model's or a prior's code may raise anything
+        except RAISED as error:  # a model's or a prior's code may raise anything
             known = isinstance(error, ValueError | FloatingPointError | EnvironmentFault)
             said = [] if known else [f"{type(error).__name__}:"]
             fail(study, number, " ".join([*said, *str(error).split()]))
@@ -167,10 +179,14 @@ def _returns(task: Task, trial: Trial, progress: Callable[[str], None] | None) -
 
 def run_directory(directory: Path, number: int, seed: int) -> Path:
     """Where the run of that seed of a trial lies."""
-    return directory / "trials" / f"{number:04d}" / f"seed-{seed}"
+    return directory / TRIALS / f"{number:04d}" / f"seed-{seed}"
 
 
 def _mean_return(run: Path, task: Task, settings: Any, seed: int, watch: _Watch) -> float:
+    """What a run comes to, which is run if it is not there yet.
+
+    :raises ValueError: what is there is another run.
+    """
     if not (run / runs.MANIFEST).exists():
         model, prior, episodes = task.model, task.prior, task.plan.setup["episodes"]
         setup.write(run, settings, model, prior, seed, episodes=episodes)
@@ -178,7 +194,11 @@ def _mean_return(run: Path, task: Task, settings: Any, seed: int, watch: _Watch)
         result.metrics.append(result.evaluate(episodes).summary())
         result.save(run)
     _forget_checkpoints(run)
-    return float(runs.read_manifest(run)["metrics"][-1]["mean_return"])
+    saved = runs.read_manifest(run)
+    asked = {"routine": settings.name, "settings": settings_as_json(settings), "seed": seed}
+    then = {name: saved[name] for name in asked}
+    check_same(run / runs.MANIFEST, then, json.loads(json.dumps(asked)))
+    return float(saved["metrics"][-1]["mean_return"])
 
 
 def _forget_checkpoints(run: Path) -> None:

@@ -27,6 +27,7 @@ from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
+from inference_rl.environment import RAISED
 from inference_rl.scale_out.on_ray import connected
 
 GRACE = 10.0
@@ -170,7 +171,7 @@ def _serve(call: str) -> None:
             outcome = Outcome(value=function(*calls.get()))
         except KeyboardInterrupt as stop:
             os._exit(128 + getattr(stop, "signal", signal.SIGINT))
-        except Exception as error:
+        except RAISED as error:
             outcome = Outcome(raised=_sentence(error))
         answers.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
         answers.flush()
@@ -182,7 +183,7 @@ def _named(call: str) -> Callable[..., Any]:
     return found
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     return " ".join([f"{type(error).__name__}:", *str(error).split()])
 
 
@@ -221,7 +222,7 @@ def _tasks(call: str, take: Take, workers: int) -> Outcomes:
 def _on_ray(call: str, arguments: Arguments) -> dict[str, Any]:
     try:
         return dataclasses.asdict(Outcome(value=_named(call)(*arguments)))
-    except Exception as error:
+    except RAISED as error:
         return dataclasses.asdict(Outcome(raised=_sentence(error)))
 
 
