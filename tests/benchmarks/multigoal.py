@@ -98,8 +98,7 @@ def draw(walks: dict[str, list[Tensor]], path: Path) -> None:
             panel.add_patch(Circle(goal, REACHED, color=COLOURS[1], alpha=0.5, linewidth=0))
         panel.set_title(f"{title}\n{counts(lines)}", fontsize=9)
         panel.set(xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE), aspect="equal", xticks=[], yticks=[])
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     print(f"wrote {path}")
 
 
