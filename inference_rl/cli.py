@@ -187,7 +187,8 @@ class Collecting:
 
 @dataclasses.dataclass
 class Infer:
-    """Infer a policy for a target, save it, and try it on the real environment."""
+    """Infer a policy for a target, save it, and try it on the real environment; or
+    `inference-rl infer --resume RUN`: go on with a run that was interrupted."""
 
     model: Annotated[Target, tyro.conf.arg(name="target")]
     routine: RoutineSettings
@@ -629,7 +630,8 @@ def _write_page(path: Path, text: str, mode: str = "w") -> None:
 
 @dataclasses.dataclass
 class Sweep:
-    """Search the settings of a learned routine, over several seeds, for the highest return."""
+    """Search the settings of a learned routine, over several seeds, for the highest return; or
+    `inference-rl sweep --resume DIR`: go on with a sweep that was interrupted."""
 
     model: Annotated[Target, tyro.conf.arg(name="target")]
     routine: RoutineSettings

@@ -817,6 +817,8 @@ def test_an_empty_directory_of_the_users_survives_a_failure(capsys: Capture) -> 
     [
         (["--help"], "Run a saved policy on its target's real environment"),
         (["infer", "--help"], "Exact inference on finite and on linear-Gaussian models."),
+        (["infer", "--help"], "inference-rl infer --resume RUN"),
+        (["sweep", "--help"], "inference-rl sweep --resume DIR"),
         (["infer", "cliff", "exact", "--help"], "0 is regular RL"),
         (["evaluate", "--help"], "The directory of a saved run."),
         (["check", "--help"], "file.py:Name"),

@@ -54,8 +54,9 @@ def test_calls_in_processes() -> None:
 
 def test_a_process_that_dies_is_replaced() -> None:
     marker = "signal:raise_signal"
-    outcomes = dict(in_processes(marker, taken((9,), (15,), (0,)), 1))
+    outcomes = dict(in_processes(marker, taken((9,), (35,), (15,), (0,)), 1))
     assert outcomes[(9,)] == Outcome(died="by SIGKILL")
+    assert outcomes[(35,)] == Outcome(died="by signal 35")
     assert outcomes[(15,)] == Outcome(stopped=signal.SIGTERM)
     assert outcomes[(0,)].value is None  # in yet another process
     left = dict(in_processes("sys:exit", taken((0,)), 1))
