@@ -6,6 +6,7 @@ stdout; progress, warnings and errors to stderr. Bad input is one sentence and e
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import difflib
@@ -668,9 +669,15 @@ class Sweep:
         from inference_rl.sweeping.spaces import parse, resolved
 
         names = {field.name for field in dataclasses.fields(self.routine)}
-        spaces = dict.fromkeys(names.intersection(self.given)) | dict(
-            parse(text, type(self.routine)) for text in self.search
-        )
+        if "search" in self.given and not self.search:
+            raise ValueError(
+                "--search: expected NAME=LOW:HIGH or NAME=VALUE,VALUE,... after it, got nothing"
+            )
+        asked = [parse(text, type(self.routine)) for text in self.search]
+        for name, count in collections.Counter(name for name, _ in asked).items():
+            if count > 1:
+                raise ValueError(f"--search: expected one space for {name}, got {count}")
+        spaces = dict.fromkeys(names.intersection(self.given)) | dict(asked)
         resolved(self.routine, spaces)  # before what takes seconds
         with _progress(self.json) as progress:
             model, prior = self.problem.load(self.model)
@@ -867,6 +874,8 @@ def _parse(words: list[str]) -> Any:
     box = io.StringIO()
     command: Any = Command
     resumed = {"infer": Resume, "sweep": ResumeSweep}.get((words or [""])[0])
+    if _options(words).count("--search") > 1:
+        raise ValueError("--search: expected once, with all its spaces after it, got it again")
     if resumed is not None and "--resume" in _options(words):
         command, words = resumed, words[1:]
     try:
@@ -933,8 +942,14 @@ def _complaint(words: list[str], box: str) -> str:
         return (
             f"no {missing[1]}: expected inference-rl {usage}, {missing[1]} being {what}; {manual}"
         )
+    for words_of_python, ours in (
+        (r"invalid literal for int\(\) .*?: ('.*?')", "a whole number"),
+        (r"could not convert string to float: ('.*?')", "a number"),
+    ):
+        said = re.sub(words_of_python, rf"expected {ours}, got \1", said)
     meant = re.search(r"Perhaps you meant.*?(--[\w-]+)", box, re.DOTALL)
-    close = f" (did you mean {meant[1]}?)" if meant else ""
+    is_other = meant is not None and meant[1] not in _options(words)
+    close = f" (did you mean {meant[1]}?)" if meant is not None and is_other else ""
     return f"{said.strip('.').replace('. Expected', ', expected')}{close}; {manual}"
 
 

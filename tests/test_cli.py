@@ -548,7 +548,30 @@ TYPOS: dict[str, tuple[list[str], str]] = {
         r"Unrecognized options: --temperatur, 1 \(did you mean --temperature\?\); see inference-rl",
     ),
     "too many words": (["list", "all"], "Unrecognized options: all; see inference-rl list --help"),
-    "no number": (["infer", "cliff", "exact", "--seed", "x"], "--seed: .*'x'"),
+    "no number": (
+        ["infer", "cliff", "exact", "--seed", "x"],
+        "--seed: expected a whole number, got 'x'",
+    ),
+    "no real number": (
+        ["infer", "cliff", "exact", "--tolerance", "x"],
+        "--tolerance: expected a number, got 'x'",
+    ),
+    "an option elsewhere": (
+        ["sweep", "chain", "sac", "--async"],
+        r"Unrecognized or misplaced options: --async [^?]*; see inference-rl sweep --help$",
+    ),
+    "no space": (
+        ["sweep", "chain", "sac", "--search"],
+        "--search: expected NAME=LOW:HIGH or .* after it, got nothing",
+    ),
+    "two spaces for one": (
+        ["sweep", "chain", "sac", "--search", "batch_size=1,2", "batch_size=3,4"],
+        "--search: expected one space for batch_size, got 2",
+    ),
+    "searched twice": (
+        ["sweep", "chain", "sac", "--search", "batch_size=1,2", "--search", "hidden=8,9"],
+        "--search: expected once, .* got it again",
+    ),
     "no value": (["infer", "cliff", "exact", "--seed"], "'--seed'"),
     "a choice": (
         ["infer", "cliff", "exact", "--target", "both"],
