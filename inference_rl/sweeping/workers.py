@@ -128,7 +128,7 @@ class _Worker:
         number = -code if code < 0 else code - 128
         if number in (signal.SIGINT, signal.SIGTERM):
             return Outcome(stopped=number)
-        return Outcome(died=f"by {_named(-code)}" if code < 0 else f"with code {code}")
+        return Outcome(died=f"by {_signal_name(-code)}" if code < 0 else f"with code {code}")
 
     def close(self) -> None:
         """Once it is dead."""
@@ -230,7 +230,7 @@ if __name__ == "__main__":
     _serve(sys.argv[1])
 
 
-def _named(number: int) -> str:
+def _signal_name(number: int) -> str:
     """A signal by its name, which those of real time have none of."""
     try:
         return signal.Signals(number).name
