@@ -210,20 +210,25 @@ def test_a_simulator_that_dies_is_named_and_every_routine_saves_what_it_learned(
     assert resumed.metrics == infer(model, settings).metrics
 
 
-LEAVING = """
-import sys
+COIN = """
+import os, sys, time
 import torch, pyro.distributions as dist
 from gymnasium.spaces import Discrete
 from inference_rl import EnvironmentModel
 
 CALLS = []
 
-class Leaving(EnvironmentModel):
+class Coin(EnvironmentModel):
     state_space, action_space, discount, horizon = Discrete(2), Discrete(2), 0.9, 5
     def initial_state(self):
         return dist.Categorical(torch.ones(2) / 2)
     def transition(self, state, action):
         return dist.Categorical(torch.ones(*action.shape, 2) / 2)
+"""
+
+LEAVING = (
+    COIN
+    + """
     def reward(self, state, action, next_state):
         CALLS.append(1)
         if len(CALLS) > {calls}:
@@ -233,6 +238,7 @@ class Leaving(EnvironmentModel):
         {prior}
         return dist.Categorical(torch.ones(*state.shape, 2) / 2)
 """
+)
 
 
 @pytest.mark.parametrize(
@@ -242,9 +248,9 @@ class Leaving(EnvironmentModel):
             40,
             "",
             ["policy-gradient", *WORDS],
-            r"Leaving, slot 0 .*: reward raised SystemExit: 0; go",
+            r"Coin, slot 0 .*: reward raised SystemExit: 0; go",
         ),
-        (0, "", ["exact"], r"Leaving.reward failed when called with .*: SystemExit: 0"),
+        (0, "", ["exact"], r"Coin.reward failed when called with .*: SystemExit: 0"),
         (0, "sys.exit(0)", ["policy-gradient", *WORDS], "SystemExit: 0"),
     ],
 )
@@ -267,20 +273,9 @@ def test_a_program_that_leaves_does_not_take_the_command_along(
     assert checkpoints.exist(run) == bool(calls)
 
 
-HANGING = """
-import os, time
-import torch, pyro.distributions as dist
-from gymnasium.spaces import Discrete
-from inference_rl import EnvironmentModel
-
-CALLS = []
-
-class Hanging(EnvironmentModel):
-    state_space, action_space, discount, horizon = Discrete(2), Discrete(2), 0.9, 5
-    def initial_state(self):
-        return dist.Categorical(torch.ones(2) / 2)
-    def transition(self, state, action):
-        return dist.Categorical(torch.ones(*action.shape, 2) / 2)
+HANGING = (
+    COIN
+    + """
     def reward(self, state, action, next_state):
         # Of two slots each in collection, of others in an evaluation, and for the objective.
         CALLS.append(len(state))
@@ -292,6 +287,7 @@ class Hanging(EnvironmentModel):
                 time.sleep(0.01)
         return action.double()
 """
+)
 
 
 @pytest.fixture
@@ -320,7 +316,7 @@ def test_a_model_that_hangs_beyond_collection_is_stopped_too(
     said = capsys.readouterr().err.splitlines()[-1]
     raised = r"reward of \d+ slots .* raised TimeoutError: it was not through after 0\.4 s"
     how = "go on with: inference-rl infer --resume run$"
-    assert re.search(f"^error: Hanging, slot 0 .*: {raised}; {how}", said), said
+    assert re.search(f"^error: Coin, slot 0 .*: {raised}; {how}", said), said
     assert checkpoints.load(Path("run"))[0] == steps
     Path("ill").unlink()
     main(["infer", "--resume", "run", "--json"])
