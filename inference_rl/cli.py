@@ -144,16 +144,24 @@ class Dividing:
     """How many on Ray."""
     ray_address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
     """Of the cluster. Default: RAY_ADDRESS, or one of this machine alone."""
+    patience: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
+    """What a step of the environments may take, before a worker of a run is replaced, or else the
+    run stops, or the trial of a sweep fails. Default: 300."""
 
-    def asked(self, **more: Any) -> Workers | None:
-        """What these options say, and `more`. :raises ValueError: it makes no sense."""
+    def asked(self, alone: int = 0, **more: Any) -> Workers | None:
+        """What these options say, and `more`. :raises ValueError: it makes no sense.
+
+        :param alone: workers where none are asked for.
+        """
         from inference_rl.scale_out import Workers
 
+        if self.patience is not None:
+            more["patience"] = self.patience
         if self.workers is None:
             for name in ("num_workers", "ray_address"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"--{name.replace('_', '-')} was given without --workers")
-            return None
+            return Workers(alone, **more) if more else None
         if self.workers == "ray":
             if self.num_workers is None:
                 raise ValueError("--workers ray: say how many, by --num-workers N")
@@ -169,21 +177,14 @@ class Dividing:
 class Collecting:
     """How the environments of a learned routine are stepped."""
 
-    patience: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
-    """What a step of the environments may take, before a worker is replaced, or the run stops.
-    Default: 300."""
     ahead: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(name="async")] = False
     """Let workers collect the next round while this process learns from the last one."""
 
     def asked(self, dividing: Dividing) -> Workers | None:
-        """What these options and those say. :raises ValueError: it makes no sense."""
-        from inference_rl.scale_out import Workers
-
-        given: dict[str, Any] = {} if self.patience is None else {"patience": self.patience}
+        """What this and those options say. :raises ValueError: it makes no sense."""
         if dividing.workers is None and self.ahead:
             raise ValueError("--async was given without --workers: somebody must collect")
-        asked = dividing.asked(ahead=self.ahead, **given)
-        return Workers(0, **given) if asked is None and given else asked
+        return dividing.asked(**({"ahead": True} if self.ahead else {}))
 
 
 @dataclasses.dataclass
@@ -701,7 +702,7 @@ class Sweep:
                     episodes=self.episodes,
                     prune=self.prune,
                     storage=self.storage,
-                    workers=self.dividing.asked() or 1,
+                    workers=self.dividing.asked(alone=1) or 1,
                     progress=progress,
                 )
             return _swept(result, self.json)
@@ -727,7 +728,7 @@ class ResumeSweep:
                 result = resume(
                     self.resume,
                     trials=self.trials,
-                    workers=self.dividing.asked() or 1,
+                    workers=self.dividing.asked(alone=1) or 1,
                     progress=progress,
                 )
             return _swept(result, self.json)

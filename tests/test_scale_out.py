@@ -658,7 +658,7 @@ def test_a_run_is_the_same_whoever_collects(tmp_path: Path, target: str, routine
     finished(run(tmp_path, "alone", *words))
     expected = bytes_of(tmp_path / "alone")
     who = [["--workers", "1"], ["--workers", "2"], ["--workers", "4"]]
-    who += [["--workers", "ray", "--num-workers", n] for n in ("1", "2")]
+    who += [["--workers", "ray", "--num-workers", n] for n in ("1", "2", "4")]
     for i, workers in enumerate(who):
         finished(run(tmp_path, f"run{i}", *words, *workers))
         assert bytes_of(tmp_path / f"run{i}") == expected, workers
@@ -731,7 +731,66 @@ def wait_for_metrics(directory: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.1)
 
 
+@pytest.fixture
+def _nothing_left_in_shared_memory() -> Iterator[None]:
+    before = set(Path("/dev/shm").iterdir())
+    yield
+    assert set(Path("/dev/shm").iterdir()) <= before
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_nothing_left_in_shared_memory")
+def test_actors_may_be_killed(tmp_path: Path) -> None:
+    finished(run(tmp_path, "alone", *LONG))
+    process, rng, killed = run(tmp_path, "run", *LONG, *ON_RAY), random.Random(0), set()
+    wait_for_metrics(tmp_path / "run", process)
+    while len(killed) < 4 and process.poll() is None:
+        for actor in rng.sample(found := actors_of(process), len(found)):
+            if actor.pid not in killed:
+                actor.kill()
+                killed.add(actor.pid)
+                break
+        time.sleep(rng.uniform(0.5, 3.0))
+    report = finished(process)
+    assert report["workers_replaced"] == len(killed) >= 2
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "alone")
+
+
+def actors_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The actors of Ray that a command has started."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if " ".join(child.cmdline()).startswith("ray::_Actor"):
+                    found.append(child)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_nothing_left_in_shared_memory")
+def test_the_head_of_a_cluster_may_die(tmp_path: Path) -> None:
+    """The command ends, and what it has saved is gone on with."""
+    from ray.cluster_utils import Cluster
+
+    finished(run(tmp_path, "alone", *LONG))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
+    try:
+        process = run(tmp_path, "run", *LONG, *ON_RAY, "--ray-address", cluster.address)
+        wait_for_metrics(tmp_path / "run", process)
+        cluster.head_node.kill_gcs_server()
+        _, err = process.communicate(timeout=180)  # Ray itself looks for it for one minute
+        assert process.returncode == 1
+        assert "GCS may have been killed" in err
+    finally:
+        cluster.shutdown()
+    command = [COMMAND, "infer", "--resume", tmp_path / "run", "--json"]
+    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_nothing_left_in_shared_memory")
 def test_nodes_of_a_cluster_may_die(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
@@ -756,9 +815,9 @@ def test_nodes_of_a_cluster_may_die(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_nothing_left_in_shared_memory")
 def test_nothing_of_ray_is_left_when_the_command_is_killed(tmp_path: Path) -> None:
     finished(run(tmp_path, "alone", *LONG))
-    shared = set(Path("/dev/shm").iterdir())
     process = run(tmp_path, "run", *LONG, *ON_RAY)
     wait_for_metrics(tmp_path / "run", process)
     started = psutil.Process(process.pid).children(recursive=True)
@@ -768,7 +827,6 @@ def test_nothing_of_ray_is_left_when_the_command_is_killed(tmp_path: Path) -> No
     # Ray's own agents look for the end of their cluster now and then.
     _, alive = psutil.wait_procs(started, timeout=240)
     assert not alive, [child.cmdline() for child in alive]
-    assert set(Path("/dev/shm").iterdir()) <= shared
     command = [COMMAND, "infer", "--resume", tmp_path / "run", "--workers", "2", "--json"]
     subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "alone")

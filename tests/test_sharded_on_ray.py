@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from local_crew import LocalCrew
@@ -22,6 +23,7 @@ from inference_rl.inference.exact_sharded import run_in_blocks
 from inference_rl.scale_out import sharded_control
 from inference_rl.scale_out.crew import Recipe
 from inference_rl.scale_out.on_ray import connected
+from inference_rl.scale_out.shard import kind_of_machine
 from inference_rl.scale_out.sharded_on_ray import RayCrew
 from inference_rl.scale_out.workers import WorkersLost
 
@@ -148,6 +150,84 @@ def test_four_workers_that_are_killed(lake: FiniteModel, temperature: float) -> 
     assert_bits(quiet, undisturbed)
     assert_bits(hurt, undisturbed)
     assert rays_processes() == []
+
+
+def stop_process(number: int) -> Callable[[Any], None]:
+    def stop(crew: Any) -> None:
+        pid = ray.get(crew.actors[number].__ray_call__.remote(lambda _: os.getpid()))
+        os.kill(pid, signal.SIGSTOP)
+
+    return stop
+
+
+@pytest.mark.slow
+def test_a_worker_of_which_nothing_is_heard(
+    lake: FiniteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference_rl.scale_out.sharded_on_ray.SILENCE", 10.0)
+    fatal = {10: stop_process(1)}
+    with connected(None, 2):
+        began = time.monotonic()
+        hurt = in_blocks(lake, lambda r, n: FatalCrew(r, n, fatal), 2)
+        assert time.monotonic() - began < 120
+    assert hurt.details.recoveries == 1
+    assert_bits(hurt, in_blocks(lake, LocalCrew, 2))
+    assert rays_processes() == []
+
+
+def slow_corridor(seconds: float) -> str:
+    """The corridor, which takes that long to say where it ends."""
+    before, after = CORRIDOR.split("        return state == 49\n")
+    return (
+        f"import time\n{before}        time.sleep({seconds})\n        return state == 49\n{after}"
+    )
+
+
+@pytest.mark.slow
+def test_a_model_may_take_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference_rl.scale_out.sharded_on_ray.SILENCE", 3.0)
+    (tmp_path / "slow.py").write_text(slow_corridor(8.0))
+    model = load_target(str(tmp_path / "slow.py"))
+    with connected(None, 2):
+        result = in_blocks(model, RayCrew, 2)
+    assert result.details.recoveries == 0
+
+
+@pytest.mark.slow
+def test_a_machine_of_another_kind_is_refused(
+    lake: FiniteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = kind_of_machine() | {"torch": "1.0"}
+    monkeypatch.setattr("inference_rl.scale_out.sharded_on_ray.kind_of_machine", lambda: other)
+    with pytest.raises(ValueError, match=r"expected torch 1\.0, as in the process that asks, got"):
+        infer(lake, Exact(temperature=0.1), workers=Workers(2, on="ray"))
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_a_command_that_is_killed(tmp_path: Path) -> None:
+    shared = set(Path("/dev/shm").iterdir())
+    (tmp_path / "slow.py").write_text(slow_corridor(90.0))
+    main = "from inference_rl.cli import main; main()"
+    words = ["infer", "slow.py", "exact", "--workers", "ray", "--num-workers", "2"]
+    command = subprocess.Popen([sys.executable, "-c", main, *words], cwd=tmp_path)
+    until = time.monotonic() + 120
+    started: list[psutil.Process] = []
+    while sum("ray::_Actor" in name_of(process) for process in started) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.2)
+        started = psutil.Process(command.pid).children(recursive=True)
+    command.kill()
+    command.wait()
+    _, alive = psutil.wait_procs(started, timeout=240)
+    assert not alive, [child.cmdline() for child in alive]
+    assert set(Path("/dev/shm").iterdir()) <= shared
+
+
+def name_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 @pytest.mark.slow

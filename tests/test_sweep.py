@@ -28,7 +28,7 @@ import pytest
 import torch
 from gymnasium.spaces import Discrete
 
-from inference_rl import EnvironmentModel, PolicyGradient, load_target, runs
+from inference_rl import EnvironmentModel, PolicyGradient, Workers, load_target, runs
 from inference_rl.cli import main
 from inference_rl.diagnostics.sweep_pictures import sweep_figure
 from inference_rl.learning.loop import Interrupted
@@ -173,7 +173,7 @@ def test_more_trials_are_those_of_a_longer_sweep() -> None:
     part = small("part", trials=1)
     plan = part.plan
     study = open_study(plan.url(Path("part")), plan.study, seed=0, prune=True)
-    assert trials.run_trial("part", study.ask().number) == []  # as another process would
+    assert trials.run_trial("part", study.ask().number, 300.0) == []  # as in another process
     main(["sweep", "--resume", "part", "--trials", "3", "--json"])
     assert bytes_of(Path("part")) == bytes_of(Path("whole"))
     assert resume("part").trials == whole.trials
@@ -335,6 +335,15 @@ def test_a_trial_that_fails_is_noted_and_the_sweep_goes_on(
     assert result.trials[1].score is None
     main(["sweep", "--resume", "sweep"])
     assert f"Failed: 1: {result.trials[1].why}" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_quick_pictures")
+def test_a_trial_whose_environment_hangs_has_failed(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "bandit.py").write_text(FAILING.format("while True: pass"))
+    Path("ill").touch()
+    result = small(trials=3, workers=Workers(1, patience=0.5))
+    assert [trial.state for trial in result.trials] == ["complete", "failed", "complete"]
+    assert "it was not through after 0.5 s" in str(result.trials[1].why)
 
 
 @pytest.mark.usefixtures("_quick_pictures")

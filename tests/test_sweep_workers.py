@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from inference_rl.scale_out.workers import WorkersLost
 from inference_rl.sweeping.workers import Outcome, here, in_processes, on_ray
 
 
@@ -139,6 +141,32 @@ def test_calls_on_a_ray_cluster_that_is_there(monkeypatch: pytest.MonkeyPatch) -
             assert dict(on_ray("math:sqrt", taken((4.0,)), 2)) == {(4.0,): Outcome(value=2.0)}
         cluster.communicate()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # and not Ray's own
+
+
+@pytest.mark.slow
+def test_nodes_of_a_cluster_may_die(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls on them have died; on a cluster without any, others are not waited for."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setattr("inference_rl.sweeping.workers.STARTING", 10.0)
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        pool = on_ray("time:sleep", taken(*[(600.0,)] * 3), 2, cluster.address)
+        began = time.monotonic()
+        for node in nodes:
+            remove = threading.Timer(10.0, cluster.remove_node, [node], {"allow_graceful": False})
+            remove.start()
+            assert "node" in str(next(pool)[1].died)
+            remove.join()
+        with pytest.raises(WorkersLost, match="has had none for 10 s"):
+            next(pool)
+        assert time.monotonic() - began < 180
+    finally:
+        cluster.shutdown()
 
 
 def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from inference_rl import runs
 from inference_rl.batch import Share
+from inference_rl.environment import RAISED
 from inference_rl.learning.collection import Collector, Segment
 from inference_rl.learning.whereabouts import Episode
 from inference_rl.policies import Policy
@@ -72,6 +73,17 @@ def kind_of_machine() -> dict[str, str]:
     return {"arithmetic": torch.backends.cpu.get_cpu_capability()} | runs.versions()
 
 
+def check_machine(asking: dict[str, str]) -> None:
+    """:raises ValueError: the process that asks is of another kind than this one."""
+    own = kind_of_machine()
+    if differing := [name for name in own if own[name] != asking.get(name)]:
+        name = differing[0]
+        raise ValueError(
+            f"workers: expected {name} {asking.get(name)}, as in the process that asks, got "
+            f"{own[name]} on {socket.gethostname()}; what comes of it would not be the same there"
+        )
+
+
 class Shard:
     """The other end of a worker: a collector of its share of the slots."""
 
@@ -93,7 +105,7 @@ class Shard:
             torch.set_num_threads(1)
         try:
             reply: tuple[str, Any] = "played", self._played(pickle.loads(request))
-        except Exception as error:
+        except RAISED as error:
             reply = "raised", _sendable(error)
         return pickle.dumps(reply, protocol=pickle.HIGHEST_PROTOCOL)
 
@@ -122,13 +134,7 @@ class Shard:
         return Played(start, data, where, ended)
 
     def _start(self, begin: Begin) -> None:
-        own = kind_of_machine()
-        if differing := [name for name in own if own[name] != begin.machine.get(name)]:
-            name = differing[0]
-            raise ValueError(
-                f"workers: expected {name} {begin.machine.get(name)}, as in the process that asks, "
-                f"got {own[name]} on {socket.gethostname()}; episodes would not be the same there"
-            )
+        check_machine(begin.machine)
         sys.path += [folder for folder in begin.path if folder not in sys.path]
         torch.set_default_dtype(begin.dtype)
         self._model, spec = unpacked(begin.model)
@@ -143,7 +149,7 @@ def known(model: Any) -> dict[str, Any]:
     return {"model": model}
 
 
-def _sendable(error: Exception) -> Exception:
+def _sendable(error: BaseException) -> BaseException:
     """`error` as it arrives elsewhere, with a note of where it came from."""
     place = f"in a worker on {socket.gethostname()}:\n{traceback.format_exc()}"
     try:

@@ -7,19 +7,30 @@ pass through this process, and larger objects go from node to node without it.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from inference_rl.scale_out.crew import BlocksLost, Crew, Recipe
+from inference_rl.scale_out.shard import check_machine, kind_of_machine
 from inference_rl.scale_out.transport import packed, unpacked
-from inference_rl.scale_out.workers import WorkersLost
+from inference_rl.scale_out.workers import TICK, WorkersLost
 
 STARTING = 180.0
 """Seconds that actors may take to start, of which importing torch is most where cores are few."""
 
+SILENCE = 180.0
+"""Seconds for which an actor may give no sign of life, whatever it computes."""
+
+_WATCH = "watch"
+"""The group of an actor's calls that are answered beside others."""
+
 
 class RayCrew(Crew):
     """One actor for each block, spread over the nodes.
+
+    What a block computes may take as long as it will, for a model's own code is in it; but an actor
+    that says nothing at all for `SILENCE` is lost, as one that died is.
 
     :ivar actors: the actors, by number of block.
     """
@@ -54,7 +65,10 @@ class RayCrew(Crew):
             self._close(number)
             # Room for one processor to start, and none from then on: where nodes are lost, those
             # that are left may hold several blocks each.
-            actor: Any = self._ray.remote(max_restarts=0, scheduling_strategy="SPREAD")(_Actor)
+            remote: Any = self._ray.remote  # whose types know of no groups
+            actor = remote(
+                max_restarts=0, scheduling_strategy="SPREAD", concurrency_groups={_WATCH: 1}
+            )(_Actor)
             self.actors[number] = actor.remote()
         started = [self.actors[number].ask.remote("number") for number in numbers]
         _, waiting = self._ray.wait(started, num_returns=len(started), timeout=STARTING)
@@ -64,8 +78,9 @@ class RayCrew(Crew):
                 f"{self.count - len(waiting)}; the Ray cluster has no room for the others: give "
                 "fewer workers, or a cluster of more processors"
             )
+        machine = kind_of_machine()
         recipes = [(n, packed(self._recipe(n), "model and a prior")) for n in numbers]
-        self._answers([self.actors[n].make.remote(n, recipe) for n, recipe in recipes])
+        self._answers([self.actors[n].make.remote(n, recipe, machine) for n, recipe in recipes])
 
     def close(self) -> None:
         for number in range(self.count):
@@ -79,8 +94,7 @@ class RayCrew(Crew):
     def _answers(self, references: list[Any]) -> list[Any]:
         failed = self._ray.exceptions.RayError
         try:
-            answers: list[Any] = self._ray.get(references)
-            return answers
+            return self._awaited(references)
         except failed as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, Exception) and not isinstance(cause, failed):
@@ -88,16 +102,41 @@ class RayCrew(Crew):
             why = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             raise BlocksLost(self._dead(), why) from error
 
+    def _awaited(self, references: list[Any]) -> list[Any]:
+        """:raises RayError: one has none. :raises BlocksLost: an actor is silent."""
+        asked: dict[int, Any] = {}
+        heard = dict.fromkeys(range(self.count), time.monotonic())
+        while True:
+            try:
+                answers: list[Any] = self._ray.get(references, timeout=TICK)
+                return answers
+            except self._ray.exceptions.GetTimeoutError:
+                self._listen(asked, heard)
+            now = time.monotonic()
+            if silent := [number for number in heard if now - heard[number] > SILENCE]:
+                raise BlocksLost(silent, f"nothing was heard of it for {SILENCE:g} s")
+
+    def _listen(self, asked: dict[int, Any], heard: dict[int, float]) -> None:
+        """Note who gave a sign of life since `asked`, and ask those for another."""
+        for number, actor in enumerate(self.actors):
+            if number in asked:
+                if not self._ray.wait([asked[number]], timeout=0)[0]:
+                    continue
+                heard[number] = time.monotonic()  # or it is dead, as its answer will say
+            asked[number] = actor.ask.options(concurrency_group=_WATCH).remote("number")
+
     def _dead(self) -> list[int]:
         """Those whose actor does not answer any more; the others finish what they do first."""
         asked = [actor.ask.remote("number") for actor in self.actors]
-        dead = []
+        dead: set[int] = set()
         for number, reference in enumerate(asked):
             try:
-                self._ray.get(reference)
+                self._awaited([reference])
             except self._ray.exceptions.RayError:
-                dead.append(number)
-        return dead
+                dead.add(number)
+            except BlocksLost as lost:
+                dead.update(lost.numbers)
+        return sorted(dead)
 
 
 class _Actor:
@@ -110,7 +149,8 @@ class _Actor:
         self._number = -1
         self._block: Any = None
 
-    def make(self, number: int, recipe: bytes) -> None:
+    def make(self, number: int, recipe: bytes, machine: dict[str, str]) -> None:
+        check_machine(machine)
         self._number = number
         self._block = unpacked(recipe)()
 

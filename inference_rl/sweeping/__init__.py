@@ -70,13 +70,14 @@ def sweep(
     :param storage: URL of Optuna's storage, in place of a database in `directory`; it is noted
         there, a password in it too. The study has the name of the directory.
     :param workers: trials at once, each in a process, or on Ray as a task of it, of which a file
-        system must be shared; 1 runs them in this process.
+        system must be shared; 1 runs them in this process. A trial whose environments take longer
+        than their `patience` for a step has failed.
     :raises ValueError: a number out of range, nothing to search or a space that does not fit, a
         storage that cannot be opened, a package that is missing, or `directory` holds another
         sweep.
     :raises FileExistsError: `directory` holds a run.
     :raises OSError: `directory` cannot be written, another process is at work there, or the storage
-        failed.
+        failed, or the Ray cluster has no processor left.
     :raises Interrupted: SIGINT or SIGTERM came.
     """
     from inference_rl.learning.checkpoints import check_same
@@ -116,7 +117,7 @@ def sweep(
         else:
             check_free(plan.url(path), plan.study)
         plans.write(path, plan)
-        task = Task(path, plan, routine, model, prior)
+        task = Task(path, plan, routine, model, prior, workers.patience)
         return _run(task, workers, handle, progress)
 
 
@@ -146,7 +147,7 @@ def resume(
     with runs.held(path, plans.PATIENCE) as handle:
         from inference_rl.sweeping.trial import load
 
-        task = dataclasses.replace(load(path), plan=plan)
+        task = dataclasses.replace(load(path, workers.patience), plan=plan)
         plans.write(path, plan)
         return _run(task, workers, handle, progress)
 
@@ -164,12 +165,12 @@ def _run(task: Task, workers: Workers, handle: int, progress: Progress | None) -
     plan, directory, study = task.plan, str(task.directory.resolve()), task.open_study()
     again = collections.deque(running(study))
 
-    def take() -> tuple[str, int] | None:
+    def take() -> tuple[str, int, float] | None:
         if again:
-            return directory, again.popleft()
+            return directory, again.popleft(), task.patience
         if len(study.get_trials(deepcopy=False)) >= plan.trials:
             return None
-        return directory, study.ask().number
+        return directory, study.ask().number, task.patience
 
     call = f"{perform.__module__}:run_trial"
     if workers.on == "ray":
@@ -177,10 +178,10 @@ def _run(task: Task, workers: Workers, handle: int, progress: Progress | None) -
     elif workers.count > 1:
         pool = pools.in_processes(call, take, workers.count, [handle])
     else:
-        pool = pools.here(lambda _, number: perform(task, study, number, progress), take)
+        pool = pools.here(lambda _, number, *__: perform(task, study, number, progress), take)
     try:
         with _interruptible(), contextlib.closing(pool):
-            for (_, number), outcome in pool:
+            for (_, number, _), outcome in pool:
                 if outcome.stopped is not None:
                     raise Interrupted("a worker was asked to stop", outcome.stopped)
                 if outcome.raised is not None:

@@ -28,6 +28,7 @@ from inference_rl.environment import RAISED
 from inference_rl.inference import infer, settings_as_json, setup
 from inference_rl.learning.checkpoints import check_same
 from inference_rl.learning.loop import Observer
+from inference_rl.scale_out import Workers
 from inference_rl.simulate import EnvironmentFault
 from inference_rl.sweeping import plan as plans
 from inference_rl.sweeping.plan import Plan
@@ -94,6 +95,7 @@ class Task:
     """What all trials of the sweep in a directory share.
 
     :ivar routine: its settings but for what is searched. :ivar prior: in place of the model's own.
+    :ivar patience: seconds that a step of the environments may take, before the trial fails.
     """
 
     directory: Path
@@ -101,6 +103,7 @@ class Task:
     routine: Any
     model: EnvironmentModel
     prior: ActionPrior | None
+    patience: float
 
     def open_study(self) -> Study:
         plan = self.plan
@@ -114,19 +117,19 @@ class Task:
         )
 
 
-def load(directory: Path) -> Task:
+def load(directory: Path, patience: float) -> Task:
     """The task of the sweep in `directory`, which runs the code of its target and its prior.
 
     :raises ValueError: target or prior were made in Python, or are not what they were.
     """
     plan = plans.read(directory)
     model, prior = plan.load(directory)
-    return Task(directory, plan, plan.routine, model, prior)
+    return Task(directory, plan, plan.routine, model, prior, patience)
 
 
-def run_trial(directory: str, number: int) -> list[str]:
+def run_trial(directory: str, number: int, patience: float) -> list[str]:
     """As `perform`, by a process that knows of the sweep where it lies, and nothing else."""
-    task = _loaded(Path(directory))
+    task = _loaded(Path(directory), patience)
     return perform(task, task.open_study(), number)
 
 
@@ -190,8 +193,11 @@ def _mean_return(run: Path, task: Task, settings: Any, seed: int, watch: _Watch)
     if not (run / runs.MANIFEST).exists():
         model, prior, episodes = task.model, task.prior, task.plan.setup["episodes"]
         setup.write(run, settings, model, prior, seed, episodes=episodes)
-        result = infer(model, settings, prior=prior, seed=seed, progress=watch, directory=run)
-        result.metrics.append(result.evaluate(episodes).summary())
+        here = Workers(0, patience=task.patience)
+        result = infer(
+            model, settings, prior=prior, seed=seed, progress=watch, directory=run, workers=here
+        )
+        result.metrics.append(result.evaluate(episodes, patience=task.patience).summary())
         result.save(run)
     _forget_checkpoints(run)
     saved = runs.read_manifest(run)

@@ -29,6 +29,7 @@ from typing import Any
 
 from inference_rl.environment import RAISED
 from inference_rl.scale_out.on_ray import connected
+from inference_rl.scale_out.workers import STARTING, TICK, WorkersLost
 
 GRACE = 10.0
 """Seconds in which those who are asked to stop may save."""
@@ -191,6 +192,8 @@ def on_ray(call: str, take: Take, workers: int, address: str | None = None) -> O
     """`workers` calls at once, as tasks of a Ray cluster; see `on_ray.connected`.
 
     Its machines must see the same files, under the same names.
+
+    :raises WorkersLost: it has no processor left to make a call.
     """
     with connected(address, workers):
         yield from _tasks(call, take, workers)
@@ -201,13 +204,15 @@ def _tasks(call: str, take: Take, workers: int) -> Outcomes:
 
     remote = ray.remote(num_cpus=1, max_retries=0)(_on_ray)
     busy: dict[Any, Arguments] = {}
+    room = _Room()
     try:
         while True:
             while len(busy) < workers and (arguments := take()) is not None:
                 busy[remote.remote(call, arguments)] = arguments
             if not busy:
                 return
-            ended, _ = ray.wait(list(busy), num_returns=1)
+            while not (ended := ray.wait(list(busy), num_returns=1, timeout=TICK)[0]):
+                room.check()
             arguments = busy.pop(ended[0])
             try:
                 outcome = Outcome(**ray.get(ended[0]))
@@ -217,6 +222,25 @@ def _tasks(call: str, take: Take, workers: int) -> Outcomes:
     finally:
         for task in busy:
             ray.cancel(task, force=True)
+
+
+class _Room:
+    """Of a cluster: whether there is a processor, without which calls would wait for ever."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    def check(self) -> None:
+        """:raises WorkersLost: there has been none for `STARTING`."""
+        import ray
+
+        if ray.cluster_resources().get("CPU", 0) >= 1:
+            self._since = time.monotonic()
+        elif time.monotonic() - self._since > STARTING:
+            raise WorkersLost(
+                "workers: expected a Ray cluster with processors, got one that has had none for "
+                f"{STARTING:g} s; add nodes to it, and go on with the sweep"
+            )
 
 
 def _on_ray(call: str, arguments: Arguments) -> dict[str, Any]:
