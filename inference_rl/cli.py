@@ -9,28 +9,30 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import difflib
 import io
-import itertools
 import json
-import math
 import os
-import re
 import shlex
-import shutil
 import signal
 import sys
-import threading
-import time
 import traceback
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
 from inference_rl import runs
+from inference_rl.command_context import (
+    check_page,
+    claimed,
+    free_directory,
+    one_sentence,
+    one_sentence_of_sweep,
+    reporting,
+    write_page,
+)
+from inference_rl.command_line import closest, complaint, options
 from inference_rl.inference import ROUTINES, routine_class
 
 if TYPE_CHECKING:
@@ -38,23 +40,15 @@ if TYPE_CHECKING:
     from inference_rl.diagnostics.temperature import TemperatureReport, TrustRegion
     from inference_rl.environment import EnvironmentModel
     from inference_rl.inference import InferenceResult
-    from inference_rl.networks import Architecture
-    from inference_rl.policies import Policy
     from inference_rl.priors import ActionPrior
     from inference_rl.scale_out import Workers
     from inference_rl.sweeping.results import SweepResult
-
-PATIENCE = 2.0
-"""Seconds before progress is shown."""
 
 TRACEBACK = "INFERENCE_RL_TRACEBACK"
 """The environment variable that shows where an error came from that nothing foresaw."""
 
 QUICK_STATES = 1_000
 """Of a finite model that `evaluate` solves besides, in a moment, to hold the guide against."""
-
-LOG_EVERY = 10.0
-"""Seconds between lines of progress where stderr is no terminal."""
 
 Json = Annotated[
     dict[str, Any] | None,
@@ -215,10 +209,10 @@ class Infer:
         if self.seed < 0:
             raise ValueError(f"--seed: expected 0 or more, got {self.seed}")
         workers = self.collecting.asked(self.dividing)
-        with _progress(self.json) as progress, contextlib.ExitStack() as stack:
+        with reporting(self.json) as progress, contextlib.ExitStack() as stack:
             model, prior = self.problem.load(self.model)
-            free = self.out or _free_directory(model.name, self.routine.name, self.seed)
-            out = stack.enter_context(_claimed(free))
+            free = self.out or free_directory(model.name, self.routine.name, self.seed)
+            out = stack.enter_context(claimed(free))
             where = {}
             if hasattr(self.routine, "save_every"):
                 setup.write(
@@ -231,7 +225,7 @@ class Infer:
                     ahead=workers is not None and workers.ahead,
                 )
                 where = {"directory": out}
-            with _one_sentence(out):
+            with one_sentence(out):
                 result = infer(
                     model,
                     self.routine,
@@ -264,8 +258,8 @@ class Resume:
         noted = read(self.resume)["episodes"]
         with (
             runs.held(self.resume),
-            _progress(self.json) as progress,
-            _one_sentence(self.resume),
+            reporting(self.json) as progress,
+            one_sentence(self.resume),
         ):
             result = resume(self.resume, progress=progress, workers=workers)
             episodes = Infer.episodes if noted is None else noted
@@ -334,6 +328,7 @@ class Evaluate:
             print_temperature,
             print_trust_region,
         )
+        from inference_rl.fitting import fitted
         from inference_rl.inference import InferenceResult
         from inference_rl.report import print_evaluation
         from inference_rl.targets import load_target
@@ -348,13 +343,13 @@ class Evaluate:
             )
         if self.env_kwargs and self.target is None:
             raise ValueError("--env-kwargs was given without --target: name the target too")
-        with _progress(self.json) as progress, _one_sentence():
+        with reporting(self.json) as progress, one_sentence():
             model = None
             if self.target is not None:
                 model = load_target(self.target, env_kwargs=self.env_kwargs)
             result = InferenceResult.load(self.run_directory, model=model)
             if model is not None:
-                result.source = _fitted(model, result.policy, self.run_directory)
+                result.source = fitted(model, result.policy, self.run_directory)
             progress("evaluating")
             evaluation = result.evaluate(
                 self.episodes,
@@ -460,7 +455,7 @@ class Check:
         from inference_rl.diagnostics.terminal import print_temperature
         from inference_rl.testing import assert_model_valid
 
-        with _progress(self.json) as progress:
+        with reporting(self.json) as progress:
             model, prior = self.problem.load(self.model)
             progress("checking")
             remarks = assert_model_valid(model, prior)
@@ -520,8 +515,8 @@ class Derive:
 
         if self.seed < 0:
             raise ValueError(f"--seed: expected 0 or more, got {self.seed}")
-        _check_page(self.html)
-        with _progress(self.json) as progress, _one_sentence():
+        check_page(self.html)
+        with reporting(self.json) as progress, one_sentence():
             model, prior = self.problem.load(self.model)
             derivation = derive(
                 model,
@@ -533,7 +528,7 @@ class Derive:
                 progress=progress,
             )
             if self.html is not None:
-                _write_page(self.html, render(derivation))
+                write_page(self.html, render(derivation))
         if not self.json:
             print_derivation(derivation, only_failed=self.only == "failed")
             if self.html is not None:
@@ -573,15 +568,15 @@ class Compare:
         from inference_rl.diagnostics.comparison.page import render
         from inference_rl.diagnostics.comparison.terminal import print_comparison
 
-        _check_page(self.html)
+        check_page(self.html)
         for name in self.routines:
             if name not in ROUTINES or name == "exact":
                 learned = [known for known in ROUTINES if known != "exact"]
                 raise ValueError(
                     f"unknown learned routine {name!r}: expected any of {', '.join(learned)}"
-                    f"{_closest(name, learned)}; exact policies are compared wherever they can be"
+                    f"{closest(name, learned)}; exact policies are compared wherever they can be"
                 )
-        with _progress(self.json) as progress, _one_sentence():
+        with reporting(self.json) as progress, one_sentence():
             model, prior = self.problem.load(self.model)
             comparison = compare(
                 model,
@@ -594,40 +589,12 @@ class Compare:
                 progress=progress,
             )
             if self.html is not None:
-                _write_page(self.html, render(comparison))
+                write_page(self.html, render(comparison))
         if not self.json:
             print_comparison(comparison)
             if self.html is not None:
                 print(f"\nWritten as a page to {self.html}")
         return comparison.as_json() | {"html": None if self.html is None else str(self.html)}
-
-
-def _check_page(path: Path | None) -> None:
-    """Before minutes are spent on what is to be on it.
-
-    :raises ValueError: no page can be written there. :raises OSError: likewise.
-    """
-    if path is None:
-        return
-    if os.path.isdir(path) or not os.path.isdir(path.parent):
-        raise ValueError(
-            f"--html: expected a file in a directory that exists, got {path}: name another, or "
-            "make the directory"
-        )
-    is_new = not os.path.lexists(path)
-    _write_page(path, "", "a")
-    if is_new:
-        path.unlink()
-
-
-def _write_page(path: Path, text: str, mode: str = "w") -> None:
-    try:
-        with path.open(mode, encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise OSError(
-            f"--html: {path} cannot be written ({error.strerror}); name another file"
-        ) from error
 
 
 @dataclasses.dataclass
@@ -680,16 +647,16 @@ class Sweep:
                 raise ValueError(f"--search: expected one space for {name}, got {count}")
         spaces = dict.fromkeys(names.intersection(self.given)) | dict(asked)
         resolved(self.routine, spaces)  # before what takes seconds
-        with _progress(self.json) as progress:
+        with reporting(self.json) as progress:
             model, prior = self.problem.load(self.model)
             name = f"sweep-{model.name}"
-            out = self.out or _free_directory(name, self.routine.name, self.seed)
+            out = self.out or free_directory(name, self.routine.name, self.seed)
             if (out / PLAN).exists():
                 raise FileExistsError(
                     f"{out} holds a sweep; go on with it by inference-rl sweep --resume "
                     f"{shlex.quote(str(out))}, or choose another directory with --out"
                 )
-            with _one_sentence_of_sweep(out):
+            with one_sentence_of_sweep(out):
                 result = sweep(
                     model,
                     self.routine,
@@ -723,8 +690,8 @@ class ResumeSweep:
     def run(self) -> dict[str, Any]:
         from inference_rl.sweeping import resume
 
-        with _progress(self.json) as progress:
-            with _one_sentence_of_sweep(self.resume):
+        with reporting(self.json) as progress:
+            with one_sentence_of_sweep(self.resume):
                 result = resume(
                     self.resume,
                     trials=self.trials,
@@ -743,22 +710,6 @@ def _swept(result: SweepResult, quiet: bool) -> dict[str, Any]:
     if not quiet:
         print_sweep(result)
     return result.summary() | {"out": str(result.directory)}
-
-
-@contextlib.contextmanager
-def _one_sentence_of_sweep(out: Path) -> Iterator[None]:
-    """What stops a sweep is one sentence, and says how to go on with it if it is begun."""
-    from inference_rl.sweeping.plan import PLAN
-
-    begun_before = (out / PLAN).exists()
-    try:
-        yield
-    except (KeyboardInterrupt, OSError, ValueError) as error:
-        is_stop = isinstance(error, KeyboardInterrupt)
-        if (is_stop or not begun_before) and (out / PLAN).exists():
-            how = f"go on with: inference-rl sweep --resume {shlex.quote(str(out))}"
-            error.args = (f"{error}; {how}",)
-        raise
 
 
 @dataclasses.dataclass
@@ -803,7 +754,7 @@ class Doctor:
     def run(self) -> dict[str, Any]:
         from inference_rl.doctor import print_report, report
 
-        with _progress(self.json) as progress:
+        with reporting(self.json) as progress:
             found = report(progress)
         if not self.json:
             print_report(found)
@@ -875,9 +826,9 @@ def _parse(words: list[str]) -> Any:
     box = io.StringIO()
     command: Any = Command
     resumed = {"infer": Resume, "sweep": ResumeSweep}.get((words or [""])[0])
-    if _options(words).count("--search") > 1:
+    if options(words).count("--search") > 1:
         raise ValueError("--search: expected once, with all its spaces after it, got it again")
-    if resumed is not None and "--resume" in _options(words):
+    if resumed is not None and "--resume" in options(words):
         command, words = resumed, words[1:]
     try:
         with contextlib.redirect_stderr(box):
@@ -893,7 +844,7 @@ def _parse(words: list[str]) -> Any:
                 ),
             )
         if isinstance(parsed, Sweep):
-            names = (word.removeprefix("--").replace("-", "_") for word in _options(words))
+            names = (word.removeprefix("--").replace("-", "_") for word in options(words))
             parsed.given = tuple(name.removeprefix("no_") for name in names)
         return parsed
     except SystemExit as stop:
@@ -910,247 +861,9 @@ def _parse(words: list[str]) -> Any:
             "[--workers N|ray] [--num-workers N] [--json] and nothing else; everything else is as "
             "the sweep was begun"
         )
-    raise ValueError(_complaint(words, box.getvalue()))
-
-
-def _complaint(words: list[str], box: str) -> str:
-    """What is wrong with `words`, of which tyro says `box`."""
     commands = [_command_name(member) for member in get_args(Command)]
-    if not words or words[0] not in commands:
-        given = f"unknown command {words[0]!r}" if words else "no command"
-        close = _closest(words[0] if words else "", commands)
-        return f"{given}: expected one of {', '.join(commands)}{close}; see inference-rl --help"
-    manual = f"see inference-rl {words[0]} --help"
-    target, routine, *_ = [*_positional(words[1:]), "", ""]
-    takes_routine = words[0] in ("infer", "sweep")
-    if takes_routine and target and routine not in ROUTINES:
-        if target in ROUTINES:
-            return f"no target: expected inference-rl {words[0]} TARGET {target}; {manual}"
-        given = f"unknown routine {routine!r}" if routine else "no routine"
-        return (
-            f"{given}: expected inference-rl {words[0]} {target} ROUTINE, where ROUTINE is one of "
-            f"{', '.join(ROUTINES)}{_closest(routine, list(ROUTINES))}; {manual}"
-        )
-    # A title, perhaps a rule (of dashes, where the terminal has no better), and what it says.
-    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
-    lines = ["" if set(line) == {"-"} else line for line in lines]
-    below_title = itertools.dropwhile(lambda line: not line, lines[1:])
-    said = " ".join(itertools.takewhile(bool, below_title))
-    said = re.sub("^Error parsing (routine: )?", "", said)
-    if missing := re.match(r"Missing from .*?: ([A-Z]+) (\w.*)\. \(required\)", said):
-        what = missing[2][0].lower() + missing[2][1:]
-        usage = f"{words[0]} {missing[1]}" + " ROUTINE" * takes_routine
-        return (
-            f"no {missing[1]}: expected inference-rl {usage}, {missing[1]} being {what}; {manual}"
-        )
-    for words_of_python, ours in (
-        (r"invalid literal for int\(\) .*?: ('.*?')", "a whole number"),
-        (r"could not convert string to float: ('.*?')", "a number"),
-    ):
-        said = re.sub(words_of_python, rf"expected {ours}, got \1", said)
-    meant = re.search(r"Perhaps you meant.*?(--[\w-]+)", box, re.DOTALL)
-    is_other = meant is not None and meant[1] not in _options(words)
-    close = f" (did you mean {meant[1]}?)" if meant is not None and is_other else ""
-    return f"{said.strip('.').replace('. Expected', ', expected')}{close}; {manual}"
-
-
-def _options(words: list[str]) -> list[str]:
-    """The options among `words`, without their values."""
-    return [word.partition("=")[0] for word in words if word.startswith("--")]
-
-
-def _positional(words: list[str]) -> list[str]:
-    """What is left of `words` without options and their values; flags have none."""
-    found, is_value = [], False
-    for word in words:
-        if word.startswith("-"):
-            is_value = word not in ("--json", "--deterministic") and "=" not in word
-        elif is_value:
-            is_value = False
-        else:
-            found.append(word)
-    return found
+    raise ValueError(complaint(words, box.getvalue(), commands))
 
 
 def _command_name(member: Any) -> str:
     return str(get_args(member)[0].__name__).lower()
-
-
-def _closest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word.lower(), known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Say on stderr what is warned of and, unless `quiet`, what is being done, once it has taken
-    `PATIENCE`."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    status = console.status("working")
-    timer = threading.Timer(PATIENCE, status.start)
-    timer.daemon = True
-    if not quiet:
-        timer.start()
-    said: set[str] = set()
-    spoken = time.monotonic()
-
-    def warn(message: Warning | str, *_: Any) -> None:
-        if str(message) not in said:  # inferring and evaluating may warn of the same
-            said.add(str(message))
-            console.print(f"warning: {message}", markup=False, highlight=False)
-
-    def update(words: str) -> None:
-        nonlocal spoken
-        if quiet:
-            return
-        status.update(words)
-        if not console.is_terminal and time.monotonic() - spoken > LOG_EVERY:
-            spoken = time.monotonic()
-            console.print(words, markup=False, highlight=False)
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.showwarning = warn  # type: ignore[assignment]
-            yield update
-    finally:
-        timer.cancel()
-        if not quiet:
-            timer.join()
-        status.stop()
-
-
-@contextlib.contextmanager
-def _one_sentence(run: Path | None = None) -> Iterator[None]:
-    """What stops a command is one sentence, and says how to go on with `run` if that is begun."""
-    from inference_rl.inference.setup import SETUP
-    from inference_rl.learning.checkpoints import exist
-    from inference_rl.simulate import EnvironmentFault
-
-    def how() -> str:
-        if run is None or (run / runs.MANIFEST).exists() or not (run / SETUP).exists():
-            return ""
-        if not exist(run):
-            return ""
-        return f"; go on with: inference-rl infer --resume {shlex.quote(str(run))}"
-
-    try:
-        yield
-    except (EnvironmentFault, FloatingPointError) as error:
-        raise ValueError(f"{error}{how()}") from error
-    except (FileNotFoundError, FileExistsError):  # which say themselves what to do
-        raise
-    except OSError as error:
-        raise OSError(f"{error}{how()}") from error
-    except KeyboardInterrupt as error:
-        error.args = (f"{error}{how()}",)
-        raise
-
-
-@contextlib.contextmanager
-def _claimed(directory: Path) -> Iterator[Path]:
-    """`directory`, made for a run, and nobody else's meanwhile; as it was before, if nothing was
-    saved in it."""
-    from inference_rl.inference.setup import SETUP
-    from inference_rl.learning.checkpoints import exist
-    from inference_rl.learning.loop import METRICS
-
-    is_new = not directory.is_dir()
-    path = runs.claim(directory)
-    with runs.held(path):
-        if (path / SETUP).exists():
-            raise FileExistsError(
-                f"{path} holds a run that was begun; go on with it by inference-rl infer --resume "
-                f"{path}, or choose another directory with --out"
-            )
-        found = {entry.name for entry in path.iterdir()}
-        try:
-            yield path
-        except BaseException:
-            with contextlib.suppress(OSError):
-                if not exist(path):  # what there is of checkpoints is a save that failed
-                    for name in {SETUP, METRICS, "checkpoints", "tensorboard"} - found:
-                        _remove(path / name)
-                if is_new:
-                    path.rmdir()  # which is refused if something was saved
-            raise
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _free_directory(name: str, routine: str, seed: int) -> Path:
-    base = f"{name.replace('/', '-')}-{routine}-{seed}"
-    candidates = (Path("runs") / (f"{base}-{i}" if i else base) for i in range(10**6))
-    return next(path for path in candidates if not path.exists())
-
-
-def _fitted(model: EnvironmentModel, policy: Policy, directory: Path) -> EnvironmentModel:
-    """`model`, as `policy` sees it.
-
-    :raises ValueError: the policy is for other states or actions.
-    """
-    from inference_rl.environment import WithPreviousAction
-    from inference_rl.policies import TabularPolicy
-
-    states, actions = model.state_space, model.action_space
-    if (architecture := getattr(policy, "architecture", None)) is not None:
-        return _fitted_to_network(model, architecture, directory)
-    if isinstance(policy, TabularPolicy):
-        size = tuple(policy.probs.shape[-2:])
-        expected = "{} states and {} actions".format(*size)
-        given = tuple(int(getattr(space, "n", 0)) for space in (states, actions))
-        if size == (given[0] * (given[1] + 1), given[1]):  # inferred under a StickyPrior
-            return WithPreviousAction(model)
-    else:
-        size = tuple(policy.gain.shape[-1:-3:-1])  # type: ignore[index]
-        expected = "states in {} and actions in {} dimensions".format(*size)
-        given = tuple(math.prod(space.shape or (0,)) for space in (states, actions))
-    if size != given:
-        raise _misfit(model, expected, directory)
-    return model
-
-
-def _fitted_to_network(
-    model: EnvironmentModel, made_for: Architecture, directory: Path
-) -> EnvironmentModel:
-    from inference_rl.environment import WithPreviousAction
-    from inference_rl.evaluation import episode_limit
-    from inference_rl.networks import described
-
-    states, actions = _layout(described(model.state_space)), _layout(described(model.action_space))
-    wanted = _layout(made_for.states), _layout(made_for.actions)
-    longest = episode_limit(model)
-    if made_for.horizon is not None and longest > made_for.horizon:
-        raise ValueError(
-            f"{directory}: its policy depends on the step, of which it knows {made_for.horizon}, "
-            f"and episodes of {model.name} may have {longest}"
-        )
-    if wanted == (states, actions):
-        return model
-    remembering = None
-    if states[0] == actions[0] == "discrete":
-        remembering = ("discrete", states[1] * (actions[1] + 1))
-    if wanted == (remembering, actions):  # inferred under a StickyPrior
-        return WithPreviousAction(model)
-    words = "{1} {0} states and {3} {2} actions".format(*wanted[0], *wanted[1])
-    raise _misfit(model, words, directory)
-
-
-def _layout(description: dict[str, Any]) -> tuple[str, Any]:
-    """Kind and size of a space: whether states have bounds is nothing to a network."""
-    sizes = {name: value for name, value in description.items() if name not in ("kind", "bounded")}
-    return description["kind"], *sizes.values()
-
-
-def _misfit(model: EnvironmentModel, expected: str, directory: Path) -> ValueError:
-    return ValueError(
-        f"{directory}: its policy is for {expected}, and {model.name} has {model.state_space} and "
-        f"{model.action_space}"
-    )

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from inference_rl import InferenceResult, cli, load_target, runs
+from inference_rl import InferenceResult, command_context, load_target, runs
 from inference_rl.cli import main
 
 CORRIDOR = """
@@ -973,8 +973,8 @@ def test_json_goes_without_progress(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(cli, "LOG_EVERY", -1.0)
-    monkeypatch.setattr(cli, "PATIENCE", 0.0)
+    monkeypatch.setattr(command_context, "LOG_EVERY", -1.0)
+    monkeypatch.setattr(command_context, "PATIENCE", 0.0)
     main(
         ["infer", "chain", "exact", "--temperature", "0.1", "--out", str(tmp_path / "run")]
         + ["--json"] * json_only

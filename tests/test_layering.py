@@ -53,6 +53,7 @@ LAYERS = [
         "model_environment",
         "simulated_program",
         "targets",
+        "fitting",
         "backups",
         "duals",
         "bellman_operators",
@@ -72,7 +73,7 @@ LAYERS = [
     {"inference"},
     {"sweeping"},
     {"derivation", "diagnostics", "testing"},
-    {"report", "doctor"},
+    {"report", "doctor", "command_line", "command_context"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
