@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,31 +117,46 @@ def test_calls_on_ray(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.slow
-def test_calls_on_a_ray_cluster_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray")
+@contextlib.contextmanager
+def cluster(**environment: str) -> Iterator[str]:
+    """The address of a cluster that another process has started."""
     code = (
         "import ray, sys\n"
         "begun = ray.init('local', num_cpus=2, include_dashboard=False)\n"
         "print(begun.address_info['gcs_address'], flush=True)\n"
         "sys.stdin.read()"
     )
-    quiet = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-    cluster = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=quiet,
+        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"} | environment,
         text=True,
-    )
-    with cluster:
-        assert cluster.stdout is not None
-        monkeypatch.setenv("RAY_ADDRESS", cluster.stdout.readline().strip())
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_calls_on_a_ray_cluster_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    with cluster(RAY_AUTH_MODE="disabled") as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
         for _ in range(2):  # it is there after the first time, too
             assert dict(on_ray("math:sqrt", taken((4.0,)), 2)) == {(4.0,): Outcome(value=2.0)}
-        cluster.communicate()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # and not Ray's own
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_that_asks_for_a_token() -> None:
+    pytest.importorskip("ray")
+    with (
+        cluster(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="another" * 8) as address,
+        pytest.raises(ValueError, match=r"a token, have it in .* RAY_AUTH_MODE=token"),
+    ):
+        list(on_ray("math:sqrt", taken((4.0,)), 2, address))
 
 
 @pytest.mark.slow
@@ -150,15 +166,17 @@ def test_nodes_of_a_cluster_may_die(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.cluster_utils import Cluster
 
     monkeypatch.setattr("inference_rl.sweeping.workers.STARTING", 10.0)
-    cluster = Cluster(
+    ray_cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
     )
     try:
-        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        pool = on_ray("time:sleep", taken(*[(600.0,)] * 3), 2, cluster.address)
+        nodes = [ray_cluster.add_node(num_cpus=1) for _ in range(2)]
+        pool = on_ray("time:sleep", taken(*[(600.0,)] * 3), 2, ray_cluster.address)
         began = time.monotonic()
         for node in nodes:
-            remove = threading.Timer(10.0, cluster.remove_node, [node], {"allow_graceful": False})
+            remove = threading.Timer(
+                10.0, ray_cluster.remove_node, [node], {"allow_graceful": False}
+            )
             remove.start()
             assert "node" in str(next(pool)[1].died)
             remove.join()
@@ -166,7 +184,7 @@ def test_nodes_of_a_cluster_may_die(monkeypatch: pytest.MonkeyPatch) -> None:
             next(pool)
         assert time.monotonic() - began < 180
     finally:
-        cluster.shutdown()
+        ray_cluster.shutdown()
 
 
 def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

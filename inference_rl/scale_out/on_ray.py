@@ -49,9 +49,11 @@ def connected(address: str | None, count: int) -> Iterator[None]:
     try:
         ray.init(address=address or "local", **given)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        # Ray does not say so where a cluster refuses it for want of a token.
+        token = "if it asks for a token, have it in ~/.ray/auth_token and set RAY_AUTH_MODE=token"
         raise ValueError(
             f"ray_address: expected the address of a Ray cluster, got {address!r}: "
-            f"{str(error).strip().splitlines()[0]}"
+            f"{' '.join(str(error).split())[:200]}{'' if address is None else f'; {token}'}"
         ) from error
     finally:  # Ray puts a handler of its own in its place
         if threading.current_thread() is threading.main_thread():
