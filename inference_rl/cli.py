@@ -140,7 +140,7 @@ class Dividing:
     """Of the cluster. Default: RAY_ADDRESS, or one of this machine alone."""
     patience: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
     """What a step of the environments may take, before a worker of a run is replaced, or else the
-    run stops, or the trial of a sweep fails. Default: 300."""
+    run stops, or the trial of a sweep fails (these two where Python is at it). Default: 300."""
 
     def asked(self, alone: int = 0, **more: Any) -> Workers | None:
         """What these options say, and `more`. :raises ValueError: it makes no sense.
@@ -852,14 +852,15 @@ def _parse(words: list[str]) -> Any:
             raise
     if command is Resume:
         raise ValueError(
-            f"infer {' '.join(words)}: expected inference-rl infer --resume RUN [--workers ...] "
-            "[--json] and nothing else; everything else is as the run was begun"
+            f"infer {' '.join(words)}: expected inference-rl infer --resume RUN [--workers N|ray] "
+            "[--num-workers N] [--ray-address ADDRESS] [--patience SECONDS] [--async] [--json] and "
+            "nothing else; everything else is as the run was begun"
         )
     if command is ResumeSweep:
         raise ValueError(
             f"sweep {' '.join(words)}: expected inference-rl sweep --resume DIR [--trials N] "
-            "[--workers N|ray] [--num-workers N] [--json] and nothing else; everything else is as "
-            "the sweep was begun"
+            "[--workers N|ray] [--num-workers N] [--ray-address ADDRESS] [--patience SECONDS] "
+            "[--json] and nothing else; everything else is as the sweep was begun"
         )
     commands = [_command_name(member) for member in get_args(Command)]
     raise ValueError(complaint(words, box.getvalue(), commands))

@@ -110,8 +110,8 @@ def evaluate(
     run = _Run(model, policy, deterministic, episodes)
     with (
         torch.no_grad(),
-        contextlib.closing(environments(model, min(size, episodes), limit)) as batch,
         contextlib.nullcontext() if watch is None else watch(lambda: run.moves),
+        contextlib.closing(environments(model, min(size, episodes), limit)) as batch,
     ):
         for first in range(0, episodes, batch.size):
             run.wave(batch, np.arange(first, min(first + batch.size, episodes)), seeds)

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
-from inference_rl import PCL, REPS, PolicyGradient, infer, load_target
+from inference_rl import PCL, REPS, PolicyGradient, Workers, infer, load_target
 from inference_rl.cli import main
 from inference_rl.inference import policy_gradient
 from inference_rl.inference.setup import resume
@@ -44,12 +45,14 @@ class Fragile(gymnasium.Env[Any, Any]):
 
     fault: ClassVar[str] = ""
     observation_space, action_space = Box(-100, 100, (2,)), Discrete(2)
-    episodes = 0
+    episodes = steps = 0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
         self.steps, self.episodes = 0, self.episodes + 1
-        self.place = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        heeded = self.fault != "ignores its seed"
+        rng = self.np_random if heeded else np.random.default_rng()
+        self.place = rng.uniform(-1, 1, 2).astype(np.float32)
         if self.fault == "raises in reset" and self.episodes == 7:
             raise RuntimeError("out of order")
         if self.fault == "leaves in reset" and self.episodes == 7:
@@ -71,9 +74,11 @@ class Fragile(gymnasium.Env[Any, Any]):
             raise RuntimeError("stuck")
         if self.fault == "leaves in close":
             sys.exit(0)
+        while self.fault == "hangs in close" and self.steps:
+            time.sleep(0.01)
 
     def _failing(self, told: Any) -> Any:
-        if self.fault == "raises in step":
+        if self.fault in ("raises in step", "ignores its seed"):
             raise RuntimeError("out of order")
         if self.fault == "leaves in step":
             sys.exit(0)
@@ -181,6 +186,31 @@ def test_a_fault_is_named_and_the_run_goes_on_once_it_is_mended(
     resume(run).save(run)
     for name in ("policy.safetensors", "messages.safetensors", "metrics.jsonl"):
         assert (run / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_run_on_an_environment_that_ignores_its_seed_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Fragile, "fault", "ignores its seed")
+    model, run = load_target("Fragile-v0"), tmp_path / "run"
+    with pytest.raises(EnvironmentFault, match="out of order"):
+        infer(model, PolicyGradient(**SETTINGS), directory=run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(EnvironmentFault, match=r"replayed from its seed .* went another way"):
+        resume(run)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_an_environment_that_hangs_in_close_loses_nothing(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Fragile, "fault", "hangs in close")
+    run, model = tmp_path / "run", load_target("Fragile-v0")
+    with pytest.warns(UserWarning, match="close raised TimeoutError: it was not through after 0.3"):
+        infer(
+            model, PolicyGradient(**SETTINGS), directory=run, workers=Workers(0, patience=0.3)
+        ).save(run)
+    assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
 BY_EPISODES = {name: value for name, value in SETTINGS.items() if name != "steps_per_round"}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -170,6 +171,42 @@ def test_a_worker_that_is_lost_again_and_again_stops_the_run() -> None:
         lost.collect(policy_for(model), 5)
     # Nothing of the round counts: another may go on from there.
     assert lost.state_dict(before=True)["episode"].tolist() == [0, 1, 2, 3, 4]
+
+
+class Unseeded(gymnasium.Env[Any, Any]):
+    observation_space, action_space = gymnasium.spaces.Box(0, 1, (2,)), gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.place = np.random.default_rng().uniform(size=2).astype(np.float32)
+        return self.place, {}
+
+    def step(self, action: int) -> Any:
+        return self.place, 0.0, False, False, {}
+
+
+def test_no_worker_replaces_one_whose_environments_ignore_their_seeds() -> None:
+    gymnasium.register("Unseeded-v0", Unseeded, max_episode_steps=99)
+    try:
+        model = load_target("Unseeded-v0")
+        lost: list[bool] = []
+        two = divided(model, 2, lambda name: Inline(name, lambda: bool(lost) and lost.pop()))
+        two.collect(policy_for(model), 3)
+        lost.append(True)
+        with (
+            pytest.warns(UserWarning, match="another takes its place"),
+            pytest.raises(EnvironmentFault, match="a worker replaced, went another way than"),
+        ):
+            two.collect(policy_for(model), 3)
+    finally:
+        gymnasium.registry.pop("Unseeded-v0")
+
+
+def test_a_policy_that_calls_exit_in_a_worker_is_named() -> None:
+    model = load_target("CartPole-v1")
+    policy = policy_for(model)
+    policy.register_forward_pre_hook(lambda *_: sys.exit(0))
+    with pytest.raises(RuntimeError, match="SystemExit: 0"):
+        divided(model, 2).collect(policy, 3)
 
 
 def test_all_that_is_wrong_with_workers_is_told() -> None:
@@ -744,15 +781,15 @@ def test_actors_may_be_killed(tmp_path: Path) -> None:
     finished(run(tmp_path, "alone", *LONG))
     process, rng, killed = run(tmp_path, "run", *LONG, *ON_RAY), random.Random(0), set()
     wait_for_metrics(tmp_path / "run", process)
-    while len(killed) < 4 and process.poll() is None:
-        for actor in rng.sample(found := actors_of(process), len(found)):
-            if actor.pid not in killed:
-                actor.kill()
-                killed.add(actor.pid)
-                break
-        time.sleep(rng.uniform(0.5, 3.0))
+    for rows in (1, 3, 5):  # of nine; an actor dies in the round that is under way
+        while len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) < rows:
+            assert process.poll() is None
+            time.sleep(0.02)
+        actor = rng.choice([a for a in actors_of(process) if a.pid not in killed])
+        actor.kill()
+        killed.add(actor.pid)
     report = finished(process)
-    assert report["workers_replaced"] == len(killed) >= 2
+    assert report["workers_replaced"] == len(killed) == 3
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "alone")
 
 

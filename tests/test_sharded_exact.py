@@ -374,7 +374,8 @@ def test_a_lost_block_is_made_again_and_changes_no_bit(
     moments = range(1, questions + 1, 1 + questions // 8)
     for fatal in [{m} for m in moments] + [set(moments)]:
         mortal.fatal, mortal.asked = frozenset(fatal), 0
-        result = in_blocks(model, routine, 3, crew_of=mortal)
+        with pytest.warns(UserWarning, match=r"lost and made again: \d \(it was killed\)"):
+            result = in_blocks(model, routine, 3, crew_of=mortal)
         assert result.details.recoveries == result.workers_replaced == len(fatal)
         assert result.details.summary()["recoveries"] == len(fatal)
         for name in ("v", "q"):
@@ -394,7 +395,9 @@ def test_a_command_reports_blocks_that_were_made_again(
     mortal.fatal = frozenset({7})
     words = ["infer", "cliff", "exact", "--discount=0.9", "--episodes=0", "--json"]
     main([*words, "--workers=ray", "--num-workers=2", f"--out={tmp_path / 'run'}"])
-    report = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    assert "warning: workers: blocks lost and made again: " in shown.err
+    report = json.loads(shown.out)
     assert report["workers_replaced"] == report["blocks"]["recoveries"] == 1
     assert report["blocks"]["workers"] == 2
     for name in ("exchanges", "bytes_exchanged", "bytes_gathered"):
@@ -404,7 +407,10 @@ def test_a_command_reports_blocks_that_were_made_again(
 def test_there_is_an_end_to_making_blocks_again(mortal: type[MortalCrew]) -> None:
     mortal.fatal = frozenset(range(5, 10_000))
     expected = f"at most {MOST_RECOVERIES} to be lost in one run, got {MOST_RECOVERIES + 1}"
-    with pytest.raises(WorkersLost, match=expected):
+    with (
+        pytest.warns(UserWarning, match="lost and made again"),
+        pytest.raises(WorkersLost, match=expected),
+    ):
         in_blocks(random_model(), Exact(), 3, crew_of=mortal)
 
 

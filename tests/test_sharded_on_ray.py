@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -21,7 +23,7 @@ from inference_rl import Exact, FiniteModel, Workers, infer, load_target
 from inference_rl.inference import InferenceResult
 from inference_rl.inference.exact_sharded import run_in_blocks
 from inference_rl.scale_out import sharded_control
-from inference_rl.scale_out.crew import Recipe
+from inference_rl.scale_out.crew import BlocksLost, Recipe
 from inference_rl.scale_out.on_ray import connected
 from inference_rl.scale_out.shard import kind_of_machine
 from inference_rl.scale_out.sharded_on_ray import RayCrew
@@ -105,6 +107,92 @@ def test_where_no_cluster_is() -> None:
         pass
 
 
+class Actor:
+    """Answers questions as `answers` says: "here", with its number; "dead"; or with nothing."""
+
+    def __init__(self, number: int, answers: str) -> None:
+        self.number, self.answers, self.asked = number, answers, 0
+        self.ask = self
+
+    def options(self, concurrency_group: str) -> Actor:
+        assert concurrency_group == "watch"
+        return self
+
+    def remote(self, method: str) -> Answer:
+        assert method == "number"
+        self.asked += 1
+        return Answer(0, self.number, self.answers)
+
+
+@dataclasses.dataclass(eq=False)
+class Answer:
+    """Is there after so many looks, if it ever is."""
+
+    looks: float
+    value: object
+    kind: str = "here"
+
+
+class Clock:
+    """Stands in for Ray: only looks take time."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def wait(
+        self, answers: list[Answer], *, num_returns: int = 1, timeout: float
+    ) -> tuple[list[Answer], list[Answer]]:
+        there = [a for a in answers if a.kind != "silent" and a.looks <= 0]
+        if len(there) < num_returns:
+            self.seconds += timeout
+            for answer in answers:
+                answer.looks -= timeout > 0
+        return there, [a for a in answers if a not in there]
+
+    def get(self, answer: Any) -> Any:
+        if isinstance(answer, list):
+            return [self.get(a) for a in answer]
+        assert answer.looks <= 0
+        if answer.kind == "dead":
+            raise self.exceptions.ActorDiedError
+        return answer.value
+
+
+def watched(*answers: str) -> tuple[RayCrew, Clock]:
+    crew, clock = RayCrew(lambda number: lambda: None, len(answers)), Clock()  # type: ignore[arg-type, return-value]
+    crew._ray, crew.actors = clock, [Actor(n, kind) for n, kind in enumerate(answers)]
+    return crew, clock
+
+
+def test_whoever_says_nothing_for_long_is_lost_and_nobody_else() -> None:
+    crew, clock = watched("here", "silent", "here")
+    with pytest.raises(BlocksLost, match="nothing was heard of it for 180 s") as lost:
+        crew._answers([Answer(1000, "late"), Answer(0, "early")])
+    assert lost.value.numbers == (1,)
+    assert 180 < clock.seconds < 190
+
+
+def test_whoever_lives_may_take_as_long_as_it_will() -> None:
+    crew, clock = watched("here", "here")
+    answers = [Answer(5000, "late"), Answer(3, "early")]
+    assert crew._answers(answers) == ["late", "early"]
+    assert clock.seconds == 5000
+    assert crew.actors[0].asked > 4000
+
+
+def test_who_is_dead_is_found_out_at_once_and_who_is_silent_in_three_minutes() -> None:
+    crew, clock = watched("here", "dead", "here")
+    with pytest.raises(BlocksLost, match="ActorDiedError") as lost:
+        crew._answers([Answer(5000, "late"), Answer(2, None, "dead")])
+    assert lost.value.numbers == (1,)
+    assert clock.seconds < 5
+    crew, clock = watched("silent", "dead", "silent", "here", "silent")
+    assert crew._dead() == [0, 1, 2, 4]
+    assert clock.seconds == 180
+
+
 # ------------------------------------------------------------------ minutes
 
 
@@ -143,7 +231,8 @@ def test_four_workers_that_are_killed(lake: FiniteModel, temperature: float) -> 
     with connected(None, 4):
         quiet = in_blocks(lake, RayCrew, 4, temperature)
         began = time.monotonic()
-        hurt = in_blocks(lake, lambda r, n: FatalCrew(r, n, fatal), 4, temperature)
+        with pytest.warns(UserWarning, match=r"lost and made again: \d"):
+            hurt = in_blocks(lake, lambda r, n: FatalCrew(r, n, fatal), 4, temperature)
         assert time.monotonic() - began < 240
     assert quiet.details.recoveries == 0
     assert hurt.details.recoveries == 4
@@ -168,7 +257,8 @@ def test_a_worker_of_which_nothing_is_heard(
     fatal = {10: stop_process(1)}
     with connected(None, 2):
         began = time.monotonic()
-        hurt = in_blocks(lake, lambda r, n: FatalCrew(r, n, fatal), 2)
+        with pytest.warns(UserWarning, match="made again: 1 .nothing was heard of it for 10 s"):
+            hurt = in_blocks(lake, lambda r, n: FatalCrew(r, n, fatal), 2)
         assert time.monotonic() - began < 120
     assert hurt.details.recoveries == 1
     assert_bits(hurt, in_blocks(lake, LocalCrew, 2))
@@ -238,6 +328,7 @@ def test_workers_that_die_again_and_again(
     fatal = {n: kill_actor(n % 2) for n in range(3, 1000)}
     with (
         connected(None, 4),
+        pytest.warns(UserWarning, match="lost and made again"),
         pytest.raises(WorkersLost, match="at most 2 to be lost in one run, got 3"),
     ):
         in_blocks(lake, lambda r, n: FatalCrew(r, n, fatal), 2)
@@ -266,11 +357,35 @@ def test_a_node_that_goes_in_the_middle(lake: FiniteModel, nodes: tuple[Any, lis
     fatal = {25: lambda _: cluster.remove_node(others[0], allow_graceful=False)}
     with connected(cluster.address, 4):
         began = time.monotonic()
-        hurt = in_blocks(lake, lambda r, n: FatalCrew(r, n, fatal), 4)
+        with pytest.warns(UserWarning, match="lost and made again"):
+            hurt = in_blocks(lake, lambda r, n: FatalCrew(r, n, fatal), 4)
         assert time.monotonic() - began < 300
     # How Ray spreads blocks is its own business, and it may place one on a node that is going.
     assert hurt.details.recoveries >= 1
     assert_bits(hurt, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_large_answer_comes_from_another_node(
+    nodes: tuple[Any, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference_rl.scale_out.sharded_on_ray.TICK", 0.05)
+    cluster, _ = nodes
+
+    class Large:
+        """A block whose answer takes longer to come than a look does."""
+
+        def large(self) -> np.ndarray:
+            return np.arange(5e7)
+
+    with connected(cluster.address, 2):
+        crew = RayCrew(lambda number: Large, 2)  # type: ignore[arg-type, return-value]
+        crew.replace([0, 1])
+        began = time.monotonic()
+        for answer in crew.ask("large", [(), ()]):
+            assert answer[-1] == 5e7 - 1
+        assert time.monotonic() - began < 60
+        crew.close()
 
 
 @pytest.mark.slow

@@ -346,6 +346,23 @@ def test_a_trial_whose_environment_hangs_has_failed(tmp_path: Path, capsys: Capt
     assert "it was not through after 0.5 s" in str(result.trials[1].why)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("_quick_pictures")
+def test_trials_of_processes_whose_environments_hang_have_failed(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "bandit.py").write_text(FAILING.format("while True: pass"))
+    Path("ill").touch()
+    words = ["--trials", "3", "--workers", "2", "--patience", "0.5", "--out", "sweep", "--json"]
+    main(["sweep", "bandit.py", "policy-gradient", *QUICK, *words])
+    capsys.readouterr()
+    *first, last = resume("sweep").trials
+    reasons = [str(trial.why) for trial in first if trial.state == "failed"]
+    assert reasons
+    assert all("it was not through after 0.5 s" in why for why in reasons)
+    assert last.state == "complete"
+
+
 @pytest.mark.usefixtures("_quick_pictures")
 def test_where_all_fail_the_exit_code_is_one(tmp_path: Path, capsys: Capture) -> None:
     text = BANDIT.replace("action.double()", "action.double() * float('nan')")

@@ -493,7 +493,7 @@ def _collector(
 ) -> Iterator[Any]:
     """What collects for a run: environments of this process, or workers.
 
-    :param watch: limits the time of a step in this process.
+    :param watch: limits the time of a step in this process, and of closing.
     """
     from inference_rl.evaluation import episode_limit
     from inference_rl.learning.collection import Collector
@@ -502,8 +502,9 @@ def _collector(
 
     size, limit = settings.environments, episode_limit(model)
     if workers.count == 0:
-        with contextlib.closing(environments(model, size, limit)) as batch:
-            yield Collector(batch, seed, limit=watch)
+        batch = environments(model, size, limit)
+        with contextlib.closing(Collector(batch, seed, limit=watch)) as alone:
+            yield alone
         return
     if workers.ahead and not hasattr(settings, "updates_per_step"):
         raise ValueError(
@@ -563,10 +564,8 @@ def sample(
 
     steps = effective_horizon(result.model, draws, horizon)
     batch = environments(result.model, draws, steps)
-    try:
-        data = Collector(batch, derived(seed, "sampling")).collect_episodes(result.policy)
-    finally:
-        batch.close()
+    with contextlib.closing(Collector(batch, derived(seed, "sampling"))) as collector:
+        data = collector.collect_episodes(result.policy)
     columns = {
         "state": _with_last_state(data).transpose(0, 1),
         "action": data.action.transpose(0, 1),
@@ -630,11 +629,8 @@ def sampled_parts(
     from inference_rl.simulate import environments
 
     batch = environments(model, OBJECTIVE_EPISODES, objective_steps(model))
-    collector = Collector(batch, seed, limit=limit)
-    try:
+    with contextlib.closing(Collector(batch, seed, limit=limit)) as collector:
         data = collector.collect_episodes(policy)
-    finally:
-        batch.close()
     with torch.no_grad():
         log_prob = policy(data.state, data.step).log_prob(data.action).double()
         divergence = log_prob - log_prior(prior, data)

@@ -181,6 +181,14 @@ class Collector:
                 at.state[torch.from_numpy(over)] = self._begin_to_act(over)
         return rows
 
+    def close(self) -> None:
+        """Release what the environments hold, within the limit too.
+
+        :warns UserWarning: of those that cannot be closed.
+        """
+        with self._limited():
+            self.environments.close()
+
     def _limited(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self._limit is None else self._limit.on(self._moved)
 

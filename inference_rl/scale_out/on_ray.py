@@ -28,6 +28,7 @@ def connected(address: str | None, count: int) -> Iterator[None]:
     # Ray reports its use over the network, unless it is told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # it would warn of that
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of workers that were given up
     try:
         import ray
     except ImportError as error:

@@ -112,7 +112,7 @@ class Shard:
     def close(self) -> None:
         """Release what the environments hold."""
         if self._collector is not None:
-            self._collector.environments.close()
+            self._collector.close()
 
     def _played(self, asked: Round) -> Played:
         if asked.begin is not None:
@@ -149,12 +149,12 @@ def known(model: Any) -> dict[str, Any]:
     return {"model": model}
 
 
-def _sendable(error: BaseException) -> BaseException:
+def _sendable(error: BaseException) -> Exception:
     """`error` as it arrives elsewhere, with a note of where it came from."""
     place = f"in a worker on {socket.gethostname()}:\n{traceback.format_exc()}"
     try:
         found = pickle.loads(pickle.dumps(error))
-        if str(found) != str(error):
+        if isinstance(error, SystemExit) or str(found) != str(error):
             raise TypeError
     except Exception:
         found = RuntimeError(f"{type(error).__name__}: {error}")

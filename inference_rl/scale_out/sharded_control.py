@@ -21,6 +21,7 @@ answer is the same to the last bit.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -94,7 +95,7 @@ class Shards:
     def surviving(self, work: Callable[[], Result]) -> Result:
         """`work()`, put again after every loss of a worker.
 
-        :raises WorkersLost: more than `MOST_RECOVERIES` were lost.
+        :warns UserWarning: of each. :raises WorkersLost: more than `MOST_RECOVERIES` were lost.
         """
         lost: BlocksLost | None = None
         while True:
@@ -113,6 +114,8 @@ class Shards:
                 f"{self.recoveries}, the last one because {lost}; see to the machines, or to the "
                 "memory that a block takes"
             ) from lost
+        which = ", ".join(map(str, lost.numbers)) or "none"
+        warnings.warn(f"workers: blocks lost and made again: {which} ({lost})", stacklevel=2)
         self._prepared = None
         self.crew.replace(lost.numbers)
         self._link()

@@ -7,17 +7,13 @@ pass through this process, and larger objects go from node to node without it.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from inference_rl.scale_out.crew import BlocksLost, Crew, Recipe
 from inference_rl.scale_out.shard import check_machine, kind_of_machine
 from inference_rl.scale_out.transport import packed, unpacked
-from inference_rl.scale_out.workers import TICK, WorkersLost
-
-STARTING = 180.0
-"""Seconds that actors may take to start, of which importing torch is most where cores are few."""
+from inference_rl.scale_out.workers import STARTING, TICK, WorkersLost
 
 SILENCE = 180.0
 """Seconds for which an actor may give no sign of life, whatever it computes."""
@@ -30,7 +26,8 @@ class RayCrew(Crew):
     """One actor for each block, spread over the nodes.
 
     What a block computes may take as long as it will, for a model's own code is in it; but an actor
-    that says nothing at all for `SILENCE` is lost, as one that died is.
+    that says nothing at all for `SILENCE` is lost, as one that died is: so is one whose code, of
+    another language, keeps Python from running for so long.
 
     :ivar actors: the actors, by number of block.
     """
@@ -105,38 +102,49 @@ class RayCrew(Crew):
     def _awaited(self, references: list[Any]) -> list[Any]:
         """:raises RayError: one has none. :raises BlocksLost: an actor is silent."""
         asked: dict[int, Any] = {}
-        heard = dict.fromkeys(range(self.count), time.monotonic())
-        while True:
-            try:
-                answers: list[Any] = self._ray.get(references, timeout=TICK)
-                return answers
-            except self._ray.exceptions.GetTimeoutError:
-                self._listen(asked, heard)
-            now = time.monotonic()
-            if silent := [number for number in heard if now - heard[number] > SILENCE]:
-                raise BlocksLost(silent, f"nothing was heard of it for {SILENCE:g} s")
+        missed = dict.fromkeys(range(self.count), 0)
+        waiting = references
+        while waiting:
+            # A `get` with a time limit would begin anew each time with what comes from afar.
+            ready, waiting = self._ray.wait(waiting, num_returns=len(waiting), timeout=TICK)
+            self._ray.get(ready)
+            if waiting:
+                self._listen(asked, missed)
+        answers: list[Any] = self._ray.get(references)
+        return answers
 
-    def _listen(self, asked: dict[int, Any], heard: dict[int, float]) -> None:
-        """Note who gave a sign of life since `asked`, and ask those for another."""
-        for number, actor in enumerate(self.actors):
-            if number in asked:
-                if not self._ray.wait([asked[number]], timeout=0)[0]:
-                    continue
-                heard[number] = time.monotonic()  # or it is dead, as its answer will say
-            asked[number] = actor.ask.options(concurrency_group=_WATCH).remote("number")
+    def _listen(self, asked: dict[int, Any], missed: dict[int, int]) -> None:
+        """Look for signs of life, which were asked for, and ask for others.
+
+        :param missed: looks since the last sign, which go on only while this process does.
+        :raises BlocksLost: there are too many.
+        """
+        for number, sign in asked.items():
+            is_there = bool(self._ray.wait([sign], timeout=0)[0])  # if only that it is dead
+            missed[number] = 0 if is_there else missed[number] + 1
+        for number, count in missed.items():
+            if count == 0:
+                asked[number] = self._alive(number)
+        if silent := [number for number, count in missed.items() if count * TICK > SILENCE]:
+            raise BlocksLost(silent, f"nothing was heard of it for {SILENCE:g} s")
+
+    def _alive(self, number: int) -> Any:
+        return self.actors[number].ask.options(concurrency_group=_WATCH).remote("number")
 
     def _dead(self) -> list[int]:
-        """Those whose actor does not answer any more; the others finish what they do first."""
-        asked = [actor.ask.remote("number") for actor in self.actors]
-        dead: set[int] = set()
-        for number, reference in enumerate(asked):
-            try:
-                self._awaited([reference])
-            except self._ray.exceptions.RayError:
-                dead.add(number)
-            except BlocksLost as lost:
-                dead.update(lost.numbers)
-        return sorted(dead)
+        """Those whose actor does not answer any more, whatever it is at."""
+        signs = [self._alive(number) for number in range(self.count)]
+        there, _ = self._ray.wait(signs, num_returns=len(signs), timeout=SILENCE)
+        return [number for number, sign in enumerate(signs) if not self._lives(sign, there)]
+
+    def _lives(self, sign: Any, there: list[Any]) -> bool:
+        if sign not in there:
+            return False
+        try:
+            self._ray.get(sign)
+        except self._ray.exceptions.RayError:
+            return False
+        return True
 
 
 class _Actor:

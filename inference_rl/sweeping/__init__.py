@@ -71,7 +71,8 @@ def sweep(
         there, a password in it too. The study has the name of the directory.
     :param workers: trials at once, each in a process, or on Ray as a task of it, of which a file
         system must be shared; 1 runs them in this process. A trial whose environments take longer
-        than their `patience` for a step has failed.
+        than their `patience` for a step has failed; not so in code of another language that never
+        comes back to Python, as `learning.patience.Limit` says.
     :raises ValueError: a number out of range, nothing to search or a space that does not fit, a
         storage that cannot be opened, a package that is missing, or `directory` holds another
         sweep.

@@ -28,9 +28,9 @@ def print_sweep(result: SweepResult) -> None:
     name = (plan.setup["origin"] or {}).get("target") or plan.setup["model"]
     table = Table(title=f"{name}: {plan.setup['routine']}", title_justify="left")
     for column in ("trial", "score", f"{LEVEL:.0%} interval"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     for column in plan.search:
-        table.add_column(column.replace("_", " "), justify="right")
+        table.add_column(column.replace("_", " "), justify="right", overflow="fold")
     ordered = sorted(result.trials, key=_place)
     for trial in ordered[:MOST_ROWS]:
         tried = [_short(trial.settings[c]) if c in trial.settings else "" for c in plan.search]

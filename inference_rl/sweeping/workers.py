@@ -204,7 +204,7 @@ def _tasks(call: str, take: Take, workers: int) -> Outcomes:
 
     remote = ray.remote(num_cpus=1, max_retries=0)(_on_ray)
     busy: dict[Any, Arguments] = {}
-    room = _Room()
+    without = 0
     try:
         while True:
             while len(busy) < workers and (arguments := take()) is not None:
@@ -212,7 +212,12 @@ def _tasks(call: str, take: Take, workers: int) -> Outcomes:
             if not busy:
                 return
             while not (ended := ray.wait(list(busy), num_returns=1, timeout=TICK)[0]):
-                room.check()
+                without = 0 if ray.cluster_resources().get("CPU", 0) >= 1 else without + 1
+                if without * TICK > STARTING:
+                    raise WorkersLost(
+                        "workers: expected a Ray cluster with processors, got one that has had "
+                        f"none for {STARTING:g} s; add nodes to it, and go on with the sweep"
+                    )
             arguments = busy.pop(ended[0])
             try:
                 outcome = Outcome(**ray.get(ended[0]))
@@ -222,25 +227,6 @@ def _tasks(call: str, take: Take, workers: int) -> Outcomes:
     finally:
         for task in busy:
             ray.cancel(task, force=True)
-
-
-class _Room:
-    """Of a cluster: whether there is a processor, without which calls would wait for ever."""
-
-    def __init__(self) -> None:
-        self._since = time.monotonic()
-
-    def check(self) -> None:
-        """:raises WorkersLost: there has been none for `STARTING`."""
-        import ray
-
-        if ray.cluster_resources().get("CPU", 0) >= 1:
-            self._since = time.monotonic()
-        elif time.monotonic() - self._since > STARTING:
-            raise WorkersLost(
-                "workers: expected a Ray cluster with processors, got one that has had none for "
-                f"{STARTING:g} s; add nodes to it, and go on with the sweep"
-            )
 
 
 def _on_ray(call: str, arguments: Arguments) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import warnings
@@ -153,11 +154,8 @@ class Scene:
 
 def scene(model: EnvironmentModel, prior: ActionPrior, seed: int) -> Scene:
     batch = environments(model, PRIOR_EPISODES, longest(model))
-    try:
-        collector = Collector(batch, derived(seed, "prior"))
+    with contextlib.closing(Collector(batch, derived(seed, "prior"))) as collector:
         data = collector.collect_episodes(lambda state, t: prior(state))  # type: ignore[arg-type]
-    finally:
-        batch.close()
     rewards = data.reward[data.valid].numpy()
     worth, words = rare(rewards, np.ones(len(rewards)))
     low = high = None
