@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -287,3 +289,32 @@ def test_a_record_that_cannot_be_compiled_says_so(
     recorded = graph(Loss(), compiled=True)
     with pytest.raises(CompileError, match=said):
         recorded(STATE, WEIGHT)
+
+
+def test_what_is_captured_keeps_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch reads constants where they lay. Without a GPU nothing is launched here."""
+
+    class Stream:
+        def wait_stream(self, other: Stream) -> None:
+            pass
+
+    stands_in = {
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": contextlib.nullcontext,
+        "CUDAGraph": object,
+        "graph": lambda launch, **how: contextlib.nullcontext(),
+        "get_sync_debug_mode": lambda: 0,
+        "set_sync_debug_mode": lambda mode: None,
+    }
+    for name, value in stands_in.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    constant = torch.ones(3)
+    left = weakref.ref(constant)
+    captured = tracing._Captured(lambda x, c=constant: (x + c,), (), (torch.zeros(3),))
+    del constant
+    gc.collect()
+    assert left() is not None
+    del captured
+    gc.collect()
+    assert left() is None
