@@ -25,6 +25,7 @@ import pytest
 import torch
 from summing import SCHEDULE, Summing, contents
 from test_collection import Doors, policy_for
+from torch import nn
 
 from inference_rl import EnvironmentModel, Workers, infer, load_target
 from inference_rl.cli import main
@@ -38,7 +39,7 @@ from inference_rl.scale_out import workers as seen
 from inference_rl.scale_out.collector import AheadCollector, DividedCollector
 from inference_rl.scale_out.local import Channel, LocalWorker
 from inference_rl.scale_out.shard import Shard, kind_of_machine
-from inference_rl.scale_out.transport import packed, unpacked
+from inference_rl.scale_out.transport import dumped, packed, unpacked
 from inference_rl.scale_out.workers import Worker, WorkerLost, WorkersLost
 from inference_rl.simulate import EnvironmentFault, environments
 
@@ -245,6 +246,35 @@ def test_a_run_and_a_worker_depend_on_the_same_packages() -> None:
     noted = setup.described(routine_class("pcl")(), load_target("chain"), None, 0)["packages"]
     assert {"inference-rl", "torch", "mujoco"} < noted.keys()
     assert noted.items() < kind_of_machine().items()
+
+
+def test_tensors_arrive_as_they_were() -> None:
+    kept = nn.Parameter(torch.randn(3, 2).T, requires_grad=False)
+    kept.note = "of its own"  # type: ignore[attr-defined]
+    sent = [
+        nn.Parameter(torch.randn(7, 5)),
+        nn.Parameter(torch.randn(4), requires_grad=False),
+        torch.randn(2, 3, requires_grad=True),
+        torch.randn(5, 6)[:, ::2],
+        torch.empty(0, 3),
+        torch.tensor(1.5, dtype=torch.float64),
+        torch.tensor([True, False]),
+        torch.randn(3).to(torch.bfloat16),
+        torch.eye(3).to_sparse(),
+        torch.tensor([torch.nan, -0.0, torch.inf]),
+        kept,
+    ]
+    for arrived in (unpacked(packed(sent, "list")), pickle.loads(dumped(sent))):
+        for before, after in zip(sent, arrived, strict=True):
+            assert type(after) is type(before)
+            assert after.requires_grad == before.requires_grad
+            assert (after.dtype, after.layout) == (before.dtype, before.layout)
+            torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
+            if after.layout == torch.strided:
+                assert after.stride() == before.stride()
+                assert after.data_ptr() % 64 == 0
+        assert arrived[-1].note == "of its own"
+        assert torch.signbit(arrived[-2][1])
 
 
 def test_policies_take_no_model_along() -> None:

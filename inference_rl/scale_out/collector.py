@@ -31,7 +31,7 @@ from inference_rl.policies import Policy
 from inference_rl.scale_out import Workers, on_ray
 from inference_rl.scale_out.local import LocalWorker
 from inference_rl.scale_out.shard import Begin, Played, Round, kind_of_machine, known
-from inference_rl.scale_out.transport import packed, registered
+from inference_rl.scale_out.transport import dumped, packed, registered
 from inference_rl.scale_out.workers import Worker, WorkerLost, WorkersLost
 
 MOST_LOSSES = 3
@@ -206,7 +206,7 @@ class DividedCollector:
             worker = self._workers[i] = self._start(name)
             begin, where = self._begin[i], self.at.of(share.slots)
         try:
-            request = pickle.dumps(Round(begin, where, *self._round), protocol=5)
+            request = dumped(Round(begin, where, *self._round))
             worker.send(request, self._patience)
         except WorkerLost as lost:
             self._lose(i, lost)

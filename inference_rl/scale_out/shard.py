@@ -17,7 +17,7 @@ from inference_rl.environment import RAISED
 from inference_rl.learning.collection import Collector, Segment
 from inference_rl.learning.whereabouts import Episode
 from inference_rl.policies import Policy
-from inference_rl.scale_out.transport import register, unpacked
+from inference_rl.scale_out.transport import dumped, register, unpacked
 from inference_rl.simulate import environments
 
 
@@ -107,7 +107,7 @@ class Shard:
             reply: tuple[str, Any] = "played", self._played(pickle.loads(request))
         except RAISED as error:
             reply = "raised", _sendable(error)
-        return pickle.dumps(reply, protocol=pickle.HIGHEST_PROTOCOL)
+        return dumped(reply)
 
     def close(self) -> None:
         """Release what the environments hold."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import time
 from statistics import median
 from typing import Any
@@ -31,6 +32,7 @@ from inference_rl.simulate import environments
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("target")
+    parser.add_argument("--env-kwargs", type=json.loads, default={}, metavar="JSON")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--environments", type=int, default=16)
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("--routine", help="time runs of it, at its own settings but for steps")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    model = load_target(options.target)
+    model = load_target(options.target, env_kwargs=options.env_kwargs)
     if options.routine:
         compare_runs(model, options)
     else:
