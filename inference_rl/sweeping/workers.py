@@ -188,6 +188,14 @@ def _sentence(error: BaseException) -> str:
     return " ".join([f"{type(error).__name__}:", *str(error).split()])
 
 
+def _signal_name(number: int) -> str:
+    """A signal by its name, which those of real time have none of."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def on_ray(call: str, take: Take, workers: int, address: str | None = None) -> Outcomes:
     """`workers` calls at once, as tasks of a Ray cluster; see `on_ray.connected`.
 
@@ -238,11 +246,3 @@ def _on_ray(call: str, arguments: Arguments) -> dict[str, Any]:
 
 if __name__ == "__main__":
     _serve(sys.argv[1])
-
-
-def _signal_name(number: int) -> str:
-    """A signal by its name, which those of real time have none of."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
